@@ -1,0 +1,170 @@
+"""The log's port and the format of its entries.
+
+A log is `partitions` ordered sequences of entries. The collector appends; one processor reads each
+partition; PostgreSQL keeps how far it got. The broker is never asked to agree on a position.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import ClassVar
+
+import msgspec
+
+from martech.lib.errors import PermanentError, RetryableError
+
+FORMAT_VERSION = b"\x01"
+
+
+class LogUnavailable(RetryableError):
+    """The log cannot be reached or cannot write now; nothing of the call was acknowledged."""
+
+    code = "log_unavailable"
+
+
+class LogFull(RetryableError):
+    """The log has no room: the sender should slow down."""
+
+    code = "log_full"
+
+
+class LogTruncated(PermanentError):
+    """Entries after the asked position are gone: reading on would skip events silently."""
+
+    code = "log_truncated"
+
+
+class Event(msgspec.Struct, array_like=True, frozen=True):
+    """One event as it came: `body` is the sender's own bytes (a JSON object).
+
+    `kind` is the call of the endpoint for single calls, or "" where the body's `type` tells.
+    `message_id` is set only where the sender gave none. `skew_us` is what the clock correction
+    adds to the sender's time, in microseconds.
+    """
+
+    kind: str
+    message_id: str
+    skew_us: int
+    body: bytes
+
+
+class Delivery(msgspec.Struct, array_like=True, frozen=True):
+    """The events of one request that fall into one partition, with what the request says of all of them.
+
+    `received_us` is our clock in microseconds since 1970, `context` and `integrations` the
+    batch's own JSON objects or b"", `ip` the sender's address or "".
+    """
+
+    source_id: int
+    received_us: int
+    ip: str
+    context: bytes
+    integrations: bytes
+    events: list[Event]
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """What one flush appends to one partition. `trace` is W3C trace context, or ""."""
+
+    trace: str
+    deliveries: list[Delivery]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """Return an entry's bytes: one version byte, then MessagePack."""
+    return FORMAT_VERSION + _encoder.encode(entry)
+
+
+def decode_entry(payload: bytes) -> Entry:
+    """Return the entry in `payload`; PermanentError where its format is unknown."""
+    if payload[:1] != FORMAT_VERSION:
+        raise PermanentError(
+            f"Log entry format {payload[:1]!r} is not known here; it was written by a newer version. Upgrade first.",
+            code="log_format",
+        )
+    try:
+        return _decoder.decode(memoryview(payload)[1:])
+    except msgspec.DecodeError as error:
+        raise PermanentError(f"Log entry cannot be read: {error}.", code="log_format") from error
+
+
+def partition_of(anchor: str, partitions: int) -> int:
+    """Return the partition that keeps the order of `anchor` ("namespace:value")."""
+    return int.from_bytes(blake2b(anchor.encode("utf-8", "surrogatepass"), digest_size=8).digest()) % partitions
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An entry in the log: its position (opaque text, ordered by `Log.order`) and its bytes."""
+
+    position: str
+    payload: bytes
+
+
+class Log(ABC):
+    """The port. Adapters know no Django; positions are texts that only `order` may interpret.
+
+    `supports_trim` is False where the server drops entries by age alone.
+    """
+
+    supports_trim: ClassVar[bool] = True
+
+    def __init__(self, url: str, *, partitions: int) -> None:
+        self.url = url
+        self.partitions = partitions
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What identifies this log in checkpoints: changes when positions would no longer mean the same."""
+
+    @abstractmethod
+    async def append(self, entries: Sequence[tuple[int, bytes]]) -> list[str]:
+        """Append (partition, payload) pairs and return their positions, in order.
+
+        Called by the collector, once a flush. Returns only when all are durable. LogFull when
+        there is no room, LogUnavailable otherwise; after either, some may have been written.
+        """
+
+    @abstractmethod
+    def read(self, after: dict[int, str], *, limit: int, wait: float) -> dict[int, list[Stored]]:
+        """Return up to `limit` entries of each partition in `after` that follow its position ("" = from the start).
+
+        Called by the processor, from one thread. Waits up to `wait` seconds for a first entry.
+        LogTruncated when entries right after a position are gone, LogUnavailable when away.
+        """
+
+    @abstractmethod
+    def trim(self, partition: int, through: str) -> None:
+        """Forget entries up to and including `through`. Called only with positions that PostgreSQL has flushed."""
+
+    @abstractmethod
+    def newest(self, partition: int) -> str:
+        """Return the position of the newest entry ever appended to the partition, "" for none."""
+
+    @abstractmethod
+    def order(self, position: str) -> tuple[int, ...]:
+        """Return a key by which positions of one partition compare; () for ""."""
+
+    @abstractmethod
+    def lag(self, partition: int, position: str) -> int:
+        """Return how many entries follow `position`, counted by id and not from the server's own estimate."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ConfigurationError when the server is set up so that it may lose events, LogUnavailable when away."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the connections used for reading."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Let go of the connections used for appending."""

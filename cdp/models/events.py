@@ -1,0 +1,87 @@
+"""The event stream, the dead letters and the keys that recognise duplicates.
+
+`event_stream` and `event_duplicate` are partitioned and written by COPY, so migrations create them in SQL
+(see `cdp/partitions.py`) and Django only reads them.
+"""
+
+from __future__ import annotations
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+
+
+class Event(models.Model):
+    """One event as it was after transformations: what a replay reads."""
+
+    event_id = models.BigAutoField(primary_key=True)
+    ingested_at = models.DateTimeField()
+    profile = models.ForeignKey("cdp.Profile", models.DO_NOTHING, help_text="As resolved when it was processed")
+    anchor = models.ForeignKey("cdp.Identifier", models.DO_NOTHING, help_text="The identifier the sender gave")
+    identifiers = models.JSONField(help_text="All identifiers of the message, by namespace")
+    event_type = models.CharField(max_length=255, help_text="track, identify, page, screen, group or alias")
+    name = models.TextField(help_text="The event's name, the page's or the screen's")
+    properties = models.JSONField(help_text="Properties, or the traits of identify and group")
+    context = models.JSONField()
+    extra = models.JSONField(null=True, help_text="What else the message said at its top level")
+    source = models.ForeignKey("cdp.Source", models.DO_NOTHING)
+    message_id = models.TextField()
+    occurred_at = models.DateTimeField(help_text="The sender's time, corrected and clamped")
+    original_timestamp = models.TextField(null=True, help_text="The sender's time as it was sent")
+    received_at = models.DateTimeField()
+    flags = ArrayField(models.TextField(), help_text="What was remarkable, such as future_time")
+    log_partition = models.SmallIntegerField(null=True)
+    log_position = models.TextField(null=True)
+    plan_version = models.IntegerField(null=True)
+    transformation_version = models.IntegerField(null=True)
+
+    class Meta:
+        managed = False
+        db_table = "event_stream"
+
+    def __str__(self) -> str:
+        return self.name or self.event_type
+
+
+class DuplicateKey(models.Model):
+    """What a repeated message is recognised by: hashes of (source, message id) and of the payload."""
+
+    id_hash = models.BinaryField(primary_key=True, help_text="16 bytes of source and message id")
+    payload_hash = models.BigIntegerField(help_text="8 bytes of what was said, without sending times")
+    received_at = models.DateTimeField()
+
+    class Meta:
+        managed = False
+        db_table = "event_duplicate"
+
+    def __str__(self) -> str:
+        return bytes(self.id_hash).hex()
+
+
+class DeadLetter(models.Model):
+    """An event that could not be processed, whole, with the reason; it can be replayed after a fix."""
+
+    class Status(models.TextChoices):
+        NEW = "new"
+        REPLAYED = "replayed"
+
+    id = models.BigAutoField(primary_key=True)
+    status = models.CharField(max_length=16, choices=Status, default=Status.NEW)
+    reason = models.CharField(max_length=64, help_text="Stable code, such as too_large or missing_id")
+    detail = models.TextField(help_text="The cause in words, and what to do")
+    source = models.ForeignKey("cdp.Source", models.PROTECT, related_name="dead_letters")
+    message_id = models.CharField(max_length=255, blank=True)
+    delivery = models.BinaryField(help_text="The log's Delivery with this one event, as MessagePack")
+    received_at = models.DateTimeField()
+    log_partition = models.SmallIntegerField(null=True)
+    log_position = models.TextField(null=True)
+    created_at = models.DateTimeField()
+    replayed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [
+            # The quarantine page: by status, reason and source, newest first.
+            models.Index(fields=["status", "reason", "source", "-id"], name="dead_letter_group"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.id})"

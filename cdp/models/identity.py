@@ -1,0 +1,122 @@
+"""Profiles, their identifiers, the edges between these, and the decisions taken on them."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import models
+
+
+class Profile(models.Model):
+    """A person as we know them: the combination of the identifiers that belong together.
+
+    `traits` and `computed_traits` are what readers see; `registers` and `trait_states` are the
+    combined state they are presented from (the sum over the identifiers, law 4). A profile that
+    was merged into another keeps its row, pointing on, for ever.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    identity_graph = models.JSONField(default=dict, help_text="Values by namespace, in a readable form")
+    traits = models.JSONField(default=dict)
+    computed_traits = models.JSONField(default=dict)
+    version = models.BigIntegerField(default=0, help_text="Counts accepted changes")
+    timestamp = models.DateTimeField(help_text="When the profile last changed")
+    created_at = models.DateTimeField()
+    registers = models.JSONField(default=dict, help_text="name → [value, time µs, source rank, message id]")
+    trait_states = models.JSONField(default=dict, help_text="definition.version → state")
+    merged_into = models.ForeignKey("self", models.PROTECT, null=True, blank=True, related_name="merged")
+
+    class Meta:
+        db_table = "customer_profiles"
+        indexes = [
+            # The admin's and the API's list: newest first, without counting or sorting.
+            models.Index(fields=["-created_at", "-id"], name="profile_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return self.display_name
+
+    @property
+    def display_name(self) -> str:
+        """What people call this profile: a name, else an identifier, else the id."""
+        for key in ("name", "email"):
+            if isinstance(self.traits.get(key), str):
+                return str(self.traits[key])
+        for namespace in ("user_id", "email", "anonymous_id"):
+            if self.identity_graph.get(namespace):
+                return str(self.identity_graph[namespace][0])
+        return str(self.id)
+
+
+class Identifier(models.Model):
+    """A namespace and a value, and the state that the events anchored to it have built.
+
+    State lives here so that a merge and an unmerge only combine again, without reading events.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    namespace = models.CharField(max_length=64)
+    value = models.CharField(max_length=512)
+    profile = models.ForeignKey(Profile, models.PROTECT, related_name="identifiers")
+    created_at = models.DateTimeField()
+    registers = models.JSONField(default=dict, help_text="As Profile.registers, of this anchor's events alone")
+    trait_states = models.JSONField(default=dict, help_text="As Profile.trait_states, of this anchor's events alone")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["namespace", "value"], name="identifier_namespace_value")]
+
+    def __str__(self) -> str:
+        return f"{self.namespace}:{self.value}"
+
+
+class SourceClass(models.IntegerChoices):
+    """How far a source is believed: lower goes first in canonical order."""
+
+    SERVER = 0
+    BROWSER = 1
+
+
+class Edge(models.Model):
+    """Evidence that two identifiers are one person: the strongest event that said so."""
+
+    id = models.BigAutoField(primary_key=True)
+    left = models.ForeignKey(Identifier, models.PROTECT, related_name="+")
+    right = models.ForeignKey(Identifier, models.PROTECT, related_name="edges_right")
+    source = models.ForeignKey("cdp.Source", models.PROTECT, related_name="+")
+    source_class = models.SmallIntegerField(choices=SourceClass)
+    occurred_at = models.DateTimeField(help_text="Clamped to the time of receipt")
+    message_id = models.CharField(max_length=255)
+    rule_version = models.IntegerField(default=1)
+    refused = models.CharField(max_length=64, blank=True, help_text="Why the rules did not join the two, if so")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["left", "right"], name="edge_left_right"),
+            models.CheckConstraint(condition=models.Q(left__lt=models.F("right")), name="edge_ordered"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.left} ~ {self.right}"
+
+
+class IdentityDecision(models.Model):
+    """A merge, a refused merge or an unmerge: a fact, with its reason and its event or author."""
+
+    class Kind(models.TextChoices):
+        MERGE = "merge"
+        REFUSAL = "refusal"
+        UNMERGE = "unmerge"
+
+    id = models.BigAutoField(primary_key=True)
+    kind = models.CharField(max_length=16, choices=Kind)
+    reason = models.CharField(max_length=64)
+    detail = models.JSONField(default=dict, help_text="The identifiers and profiles concerned")
+    profile = models.ForeignKey(Profile, models.PROTECT, related_name="decisions", help_text="The one that stays")
+    other = models.ForeignKey(Profile, models.PROTECT, null=True, blank=True, related_name="+")
+    source = models.ForeignKey("cdp.Source", models.PROTECT, null=True, blank=True, related_name="+")
+    message_id = models.CharField(max_length=255, blank=True)
+    occurred_at = models.DateTimeField()
+    decided_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"

@@ -1,0 +1,5 @@
+from contextlib import nullcontext
+
+
+def servers_for(argv):
+    return nullcontext()

@@ -1,0 +1,80 @@
+"""The test session's own PostgreSQL and Valkey servers, started before Django reads its settings.
+
+Loaded as a pytest plugin (`-p tests.servers`). Every pytest process has servers of its own, so that workers
+of a parallel run, and two runs at once, do not meet.
+"""
+
+import atexit
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import psycopg
+import redis
+
+from martech.embedded.postgres import PostgresServer
+from martech.embedded.valkey import ROLES, ValkeyServer
+
+# What a test may lose in a power cut does not matter; speed does.
+FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "60", "shared_buffers": "64MB"}
+
+
+def _start() -> None:
+    # Short, since a Unix socket's path may have 107 bytes at the most.
+    home = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))
+    postgres = PostgresServer(home / "pg", home)
+    postgres.prepare()
+    valkeys = [ValkeyServer(role, home / role, home / f"{role}.sock") for role in ROLES]
+    commands = [postgres.command(**FAST)]
+    for valkey in valkeys:
+        valkey.prepare()
+        commands.append(valkey.command())
+    running = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        for command in commands
+    ]
+    atexit.register(_stop, running, home)
+    _wait(lambda: _create_database(postgres))
+    for valkey in valkeys:
+        _wait(redis.Redis.from_url(valkey.url).ping)
+    os.environ |= {
+        "DATABASE_URL": postgres.url(),
+        **{f"{valkey.role.upper()}_URL": valkey.url for valkey in valkeys},
+        "MARTECH_DATA": str(home),
+        "SECRET_KEY": "tests-only-" + "0" * 50,
+    }
+
+
+def _create_database(postgres: PostgresServer) -> None:
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE martech")
+
+
+def _wait(answers) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            answers()
+            return
+        except (psycopg.OperationalError, redis.ConnectionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _stop(running: list[subprocess.Popen], home: Path) -> None:
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    for process in running:
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+_start()
