@@ -138,12 +138,22 @@ class Log(ABC):
         """Return up to `limit` entries of each partition in `after` that follow its position ("" = from the start).
 
         Called by the processor, from one thread. Waits up to `wait` seconds for a first entry.
-        LogTruncated when entries right after a position are gone, LogUnavailable when away.
+        LogUnavailable when away.
         """
 
     @abstractmethod
-    def trim(self, partition: int, through: str) -> None:
-        """Forget entries up to and including `through`. Called only with positions that PostgreSQL has flushed."""
+    def verify(self, partition: int, position: str) -> None:
+        """Raise LogTruncated when reading on from `position` would skip events silently.
+
+        Called by the processor once, when it takes a partition.
+        """
+
+    @abstractmethod
+    def trim(self, partition: int, below: str) -> None:
+        """Forget entries before `below`, which stays: `verify` knows by it that nothing is missing.
+
+        Called only with positions that PostgreSQL has flushed.
+        """
 
     @abstractmethod
     def newest(self, partition: int) -> str:

@@ -1,0 +1,161 @@
+"""The log in Redis Streams (Redis ≥ 7 or Valkey): one stream a partition, positions are entry ids.
+
+No consumer group: PostgreSQL knows the position. Never XADD with MAXLEN, which drops what was not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+import redis
+import redis.asyncio
+from redis import exceptions
+
+from cdp.log.base import Log, LogFull, LogTruncated, LogUnavailable, Stored
+from martech.lib.errors import ConfigurationError
+
+PREFIX = "martech:log"
+FIELD = b"e"
+TIMEOUT = 5.0
+# What the server must be set to, and why.
+REQUIRED = {
+    "maxmemory-policy": ("noeviction", "any other policy may delete the whole stream"),
+    "appendonly": ("yes", "without it a restart forgets acknowledged events"),
+    "appendfsync": ("always", "`everysec` loses acknowledged events on a plain kill of the server"),
+}
+_AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, OSError)
+
+
+class RedisLog(Log):
+    """Streams `martech:log:0` … in the database that the address names."""
+
+    def __init__(self, url: str, *, partitions: int) -> None:
+        super().__init__(url, partitions=partitions)
+        self._reader = redis.Redis.from_url(url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
+        self._writer: Any = None
+        self._name = ""
+
+    @property
+    def name(self) -> str:
+        if not self._name:
+            # A server that lost its data, or another one, gets another name: its positions mean nothing to us.
+            key = f"{PREFIX}:id"
+            with _translated():
+                self._reader.set(key, uuid4().hex, nx=True)
+                self._name = "redis:" + self._reader.get(key).decode()  # type: ignore[union-attr]
+        return self._name
+
+    @staticmethod
+    def key(partition: int) -> str:
+        """Return the name of a partition's stream."""
+        return f"{PREFIX}:{partition}"
+
+    async def append(self, entries: Sequence[tuple[int, bytes]]) -> list[str]:
+        if self._writer is None:
+            self._writer = redis.asyncio.Redis.from_url(
+                self.url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, max_connections=8
+            )
+        with _translated():
+            pipeline = self._writer.pipeline(transaction=False)
+            for partition, payload in entries:
+                pipeline.xadd(self.key(partition), {FIELD: payload})
+            return [position.decode() for position in await pipeline.execute()]
+
+    def read(self, after: dict[int, str], *, limit: int, wait: float) -> dict[int, list[Stored]]:
+        streams: Any = {self.key(partition): position or "0-0" for partition, position in after.items()}
+        with _translated():
+            # BLOCK 0 would wait for ever.
+            found: Any = self._reader.xread(streams, count=limit, block=max(1, int(wait * 1000)))
+        partitions = {self.key(partition).encode(): partition for partition in after}
+        items = found.items() if isinstance(found, dict) else found
+        return {
+            partitions[_bytes(key)]: [Stored(entry_id.decode(), fields[FIELD]) for entry_id, fields in entries]
+            for key, entries in items
+        }
+
+    def verify(self, partition: int, position: str) -> None:
+        if not position:
+            return
+        with _translated():
+            there: Any = self._reader.xrange(self.key(partition), position, position)
+        if not there:
+            raise LogTruncated(
+                f"Partition {partition} of the log no longer holds its checkpoint {position}: it was trimmed by "
+                "others or its server lost data, so events may be missing. Restore the log, or accept the gap by "
+                "deleting the checkpoint row."
+            )
+
+    def trim(self, partition: int, below: str) -> None:
+        with _translated():
+            self._reader.xtrim(self.key(partition), minid=below, approximate=False)
+
+    def newest(self, partition: int) -> str:
+        with _translated():
+            try:
+                info: Any = self._reader.xinfo_stream(self.key(partition))
+            except exceptions.ResponseError as error:
+                if "no such key" in str(error):
+                    return ""
+                raise
+        return _text(info["last-generated-id"])
+
+    def order(self, position: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in position.split("-")) if position else ()
+
+    def lag(self, partition: int, position: str) -> int:
+        key = self.key(partition)
+        with _translated():
+            if not position:
+                return int(self._reader.xlen(key))  # type: ignore[arg-type]
+            done: Any = self._reader.xrange(key, "-", position)
+            return int(self._reader.xlen(key)) - len(done)  # type: ignore[arg-type]
+
+    def check(self) -> None:
+        with _translated():
+            try:
+                settings: Any = {
+                    name: self._reader.config_get(name).get(name)  # type: ignore[union-attr]
+                    for name in REQUIRED
+                }
+            except exceptions.ResponseError:
+                # Managed servers forbid CONFIG; INFO tells two of the three.
+                info: Any = self._reader.info()
+                settings = {
+                    "maxmemory-policy": info.get("maxmemory_policy"),
+                    "appendonly": "yes" if info.get("aof_enabled") else "no",
+                }
+        for name, value in settings.items():
+            needed, why = REQUIRED[name]
+            if value != needed:
+                raise ConfigurationError(f"The log's server has {name} {value}: {why}. Set `{name} {needed}`.")
+
+    def close(self) -> None:
+        self._reader.close()
+
+    async def aclose(self) -> None:
+        if self._writer is not None:
+            await self._writer.aclose()
+            self._writer = None
+
+
+class _translated:
+    """Turn the driver's errors into the log's."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, exceptions.OutOfMemoryError):
+            raise LogFull("The log's server is out of memory. Send again later.", retry_after=5) from error
+        if isinstance(error, (*_AWAY, exceptions.ReadOnlyError)) or "MISCONF" in str(error or ""):
+            raise LogUnavailable(f"The log does not answer: {error}. Send again later.", retry_after=2) from error
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
