@@ -1,7 +1,14 @@
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 
 class CdpConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
     name = "cdp"
     verbose_name = "Customer data"
+
+    def ready(self) -> None:
+        """Connect what follows a migration."""
+        from cdp import roles
+
+        post_migrate.connect(roles.assign, sender=self, dispatch_uid="cdp.roles")

@@ -82,6 +82,7 @@ class DeadLetter(models.Model):
             # The quarantine page: by status, reason and source, newest first.
             models.Index(fields=["status", "reason", "source", "-id"], name="dead_letter_group"),
         ]
+        permissions = [("replay_deadletter", "Can replay dead letters")]
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.id})"

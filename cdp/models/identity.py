@@ -32,6 +32,7 @@ class Profile(models.Model):
             # The admin's and the API's list: newest first, without counting or sorting.
             models.Index(fields=["-created_at", "-id"], name="profile_newest"),
         ]
+        permissions = [("view_personal_data", "Can see personal data unmasked")]
 
     def __str__(self) -> str:
         return self.display_name
@@ -56,7 +57,8 @@ class Identifier(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     namespace = models.CharField(max_length=64)
-    value = models.CharField(max_length=512)
+    # Compared by code point: faster, and a prefix is a range of the unique index in every database.
+    value = models.CharField(max_length=512, db_collation="C")
     profile = models.ForeignKey(Profile, models.PROTECT, related_name="identifiers")
     created_at = models.DateTimeField()
     registers = models.JSONField(default=dict, help_text="As Profile.registers, of this anchor's events alone")
