@@ -1,0 +1,411 @@
+"""All SQL of the core: reading what a batch needs, and writing what it changed, set by set.
+
+Every function works inside the transaction of the connection it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from cdp.processing import registers
+from cdp.processing.copying import NULL, bytea, copy, escaped, instant, number, text
+from cdp.processing.decode import Message
+from cdp.processing.identity import Identifier
+from cdp.processing.people import Decision, Delta, Link, Person
+from cdp.processing.traits import Definition
+from martech.lib import clock
+from martech.lib.errors import RetryableError
+
+Connection = psycopg.Connection[Any]
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.decode
+
+
+class StalePosition(RetryableError):
+    """Another process committed this part of the log: drop the batch and read on from the checkpoint."""
+
+    code = "stale_position"
+
+
+class Raced(RetryableError):
+    """Another process changed who is who between our look-up and its use: roll back and do the batch again."""
+
+    code = "raced"
+
+
+class SourceRow(NamedTuple):
+    """A source as its row says."""
+
+    kind: str
+    rules: dict[str, Any]
+
+
+def lock_positions(connection: Connection, log: str, expected: dict[int, str]) -> None:
+    """Lock the checkpoints of a batch; StalePosition when one is not where the batch was read from."""
+    found = dict(
+        connection.execute(
+            "SELECT partition, position FROM cdp_checkpoint WHERE log = %s AND partition = ANY(%s)"
+            " ORDER BY partition FOR UPDATE",
+            [log, sorted(expected)],
+        ).fetchall()
+    )
+    for partition, position in expected.items():
+        if found.get(partition) != position:
+            raise StalePosition(
+                f"Partition {partition} is at {found.get(partition)!r}, not at {position!r}: another process took it."
+            )
+
+
+def move_positions(connection: Connection, log: str, positions: dict[int, str], events: dict[int, int]) -> None:
+    """Write the new positions, in the transaction of the batch."""
+    partitions = sorted(positions)
+    connection.execute(
+        "UPDATE cdp_checkpoint SET position = new.position, events = events + new.events, updated_at = now()"
+        " FROM unnest(%s::int[], %s::text[], %s::bigint[]) AS new (partition, position, events)"
+        " WHERE cdp_checkpoint.log = %s AND cdp_checkpoint.partition = new.partition",
+        [partitions, [positions[one] for one in partitions], [events.get(one, 0) for one in partitions], log],
+    )
+
+
+def definition_version(connection: Connection) -> int:
+    """Return the number that every change of a definition or source raises."""
+    row = connection.execute("SELECT version FROM cdp_definitionversion").fetchone()
+    return int(row[0]) if row else 0
+
+
+def definitions(connection: Connection) -> list[Definition]:
+    """Return the computed traits to fold."""
+    rows = connection.execute(
+        "SELECT id, name, kind, event_type, event_name, options, version"
+        " FROM cdp_traitdefinition WHERE enabled ORDER BY id"
+    ).fetchall()
+    return [Definition(*row) for row in rows]
+
+
+def sources(connection: Connection) -> dict[int, SourceRow]:
+    """Return all sources by id."""
+    return {row[0]: SourceRow(row[1], row[2]) for row in connection.execute("SELECT id, kind, rules FROM cdp_source")}
+
+
+def seen(connection: Connection, messages: Sequence[Message], *, since_us: int) -> dict[bytes, set[int]]:
+    """Return which of the messages' id hashes are known, each with its payload hashes."""
+    rows = connection.execute(
+        "SELECT id_hash, payload_hash FROM event_duplicate WHERE id_hash = ANY(%b)"
+        " AND received_at >= %s AND received_at <= %s",
+        [
+            [message.id_hash for message in messages],
+            clock.from_us(since_us),
+            clock.from_us(max(message.received_us for message in messages) + 3_600_000_000),
+        ],
+    ).fetchall()
+    known: dict[bytes, set[int]] = {}
+    for hash_, payload in rows:
+        known.setdefault(bytes(hash_), set()).add(payload)
+    return known
+
+
+def find_identifiers(connection: Connection, identifiers: Iterable[Identifier]) -> dict[Identifier, tuple[int, UUID]]:
+    """Return the row id and profile of the identifiers that exist."""
+    wanted = sorted(identifiers)
+    rows = connection.execute(
+        "SELECT id, i.namespace, i.value, profile_id FROM cdp_identifier i"
+        " JOIN unnest(%s::text[], %s::text[]) AS wanted (namespace, value)"
+        " ON i.namespace = wanted.namespace AND i.value = wanted.value",
+        [[one.namespace for one in wanted], [one.value for one in wanted]],
+    ).fetchall()
+    return {Identifier(namespace, value): (row_id, profile) for row_id, namespace, value, profile in rows}
+
+
+def lock_people(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Person]:
+    """Lock the profiles in id order and return them; Raced when one has been merged meanwhile."""
+    rows = connection.execute(
+        "SELECT id, created_at, version, identity_graph::text, registers::text, trait_states::text, merged_into_id"
+        " FROM customer_profiles WHERE id = ANY(%b) ORDER BY id FOR UPDATE",
+        [sorted(ids)],
+    )
+    people = {}
+    for row_id, created_at, version, graph, held, states, merged_into in rows:
+        if merged_into is not None:
+            raise Raced(f"Profile {row_id} was merged by another process.")
+        people[row_id] = Person(
+            row_id, clock.to_us(created_at), version, _decode(graph), registers.load(held), _decode(states)
+        )
+    return people
+
+
+def anchor_states(connection: Connection, ids: Iterable[int]) -> dict[int, tuple[registers.Registers, dict[str, Any]]]:
+    """Return the state of identifiers; their profiles are locked, so nobody changes it."""
+    rows = connection.execute(
+        "SELECT id, registers::text, trait_states::text FROM cdp_identifier WHERE id = ANY(%b)", [sorted(ids)]
+    )
+    return {row_id: (registers.load(held), _decode(states)) for row_id, held, states in rows}
+
+
+def insert_people(connection: Connection, people: Iterable[Person], now: str) -> None:
+    """Insert new profiles, bare: `update_people` fills them."""
+    copy(
+        connection,
+        "COPY customer_profiles (id, identity_graph, traits, computed_traits, version, timestamp, created_at,"
+        " registers, trait_states) FROM STDIN",
+        (
+            (text(str(one.id)), b"{}", b"{}", b"{}", b"0", text(now), instant(one.created_us), b"{}", b"{}")
+            for one in people
+        ),
+    )
+
+
+def insert_identifiers(
+    connection: Connection, identifiers: Sequence[tuple[Identifier, UUID]], now: str
+) -> dict[Identifier, int]:
+    """Insert new identifiers and return their row ids; Raced when another process was quicker with one."""
+    wanted = sorted(identifiers)
+    rows = connection.execute(
+        "INSERT INTO cdp_identifier (namespace, value, profile_id, created_at, registers, trait_states)"
+        " SELECT namespace, value, profile_id, %s, '{}', '{}'"
+        " FROM unnest(%s::text[], %s::text[], %s::uuid[]) AS new (namespace, value, profile_id)"
+        " ORDER BY namespace, value ON CONFLICT DO NOTHING RETURNING id, namespace, value",
+        [
+            now,
+            [one.namespace for one, _ in wanted],
+            [one.value for one, _ in wanted],
+            [profile for _, profile in wanted],
+        ],
+    ).fetchall()
+    if len(rows) < len(wanted):
+        raise Raced("Another process made one of the batch's new identifiers.")
+    return {Identifier(namespace, value): row_id for row_id, namespace, value in rows}
+
+
+def move_identifiers(connection: Connection, merged: Sequence[Person]) -> None:
+    """Give the identifiers of merged profiles to those that took them over, and let the old rows point on."""
+    if not merged:
+        return
+    pairs = [[one.id for one in merged], [one.root().id for one in merged]]
+    connection.execute(
+        "UPDATE cdp_identifier SET profile_id = new.id FROM unnest(%s::uuid[], %s::uuid[]) AS new (old, id)"
+        " WHERE profile_id = new.old",
+        pairs,
+    )
+    connection.execute(
+        "UPDATE customer_profiles SET merged_into_id = new.id, timestamp = now(), version = version + 1,"
+        " identity_graph = '{}', traits = '{}', computed_traits = '{}', registers = '{}', trait_states = '{}'"
+        " FROM unnest(%s::uuid[], %s::uuid[]) AS new (old, id) WHERE customer_profiles.id = new.old",
+        pairs,
+    )
+
+
+def update_anchors(connection: Connection, states: dict[int, Delta]) -> None:
+    """Write the whole new state of identifiers."""
+    _copy_aside(
+        connection,
+        "batch_anchors",
+        "id bigint, registers jsonb, trait_states jsonb",
+        (
+            (number(row_id), escaped(_encode(state.registers)), escaped(_encode(state.states)))
+            for row_id, state in states.items()
+        ),
+    )
+    connection.execute(
+        "UPDATE cdp_identifier i SET registers = b.registers, trait_states = b.trait_states"
+        " FROM batch_anchors b WHERE i.id = b.id"
+    )
+
+
+class ProfileRow(NamedTuple):
+    """A profile's presented and internal state, encoded once for the table and the cache."""
+
+    person: Person
+    graph: bytes
+    traits: bytes
+    computed: bytes
+
+
+def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) -> None:
+    """Write profiles as the batch leaves them."""
+    _copy_aside(
+        connection,
+        "batch_people",
+        "id uuid, version bigint, identity_graph jsonb, traits jsonb, computed_traits jsonb, registers jsonb,"
+        " trait_states jsonb",
+        (
+            (
+                text(str(row.person.id)),
+                number(row.person.version),
+                escaped(row.graph),
+                escaped(row.traits),
+                escaped(row.computed),
+                escaped(_encode(row.person.registers)),
+                escaped(_encode(row.person.states)),
+            )
+            for row in rows
+        ),
+    )
+    connection.execute(
+        "UPDATE customer_profiles p SET version = b.version, identity_graph = b.identity_graph, traits = b.traits,"
+        " computed_traits = b.computed_traits, registers = b.registers, trait_states = b.trait_states, timestamp = %s"
+        " FROM batch_people b WHERE p.id = b.id",
+        [now],
+    )
+
+
+def _copy_aside(connection: Connection, table: str, columns: str, rows: Iterable[Sequence[bytes]]) -> None:
+    """Copy rows into a temporary table of this session, which every commit empties."""
+    name = sql.Identifier(table)
+    connection.execute(
+        sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS").format(name, sql.SQL(columns))  # type: ignore[arg-type]
+    )
+    connection.execute(sql.SQL("DELETE FROM {}").format(name))
+    copy(connection, f"COPY {table} FROM STDIN", rows)
+
+
+class EventRow(NamedTuple):
+    """A message with what was resolved of it."""
+
+    message: Message
+    profile: UUID
+    anchor_id: int
+    log_partition: int | None
+    log_position: str | None
+
+
+def insert_events(connection: Connection, rows: Iterable[EventRow], now: str) -> None:
+    """Append events to the stream."""
+    ingested = text(now)
+    copy(
+        connection,
+        "COPY event_stream (ingested_at, profile_id, anchor_id, identifiers, event_type, name, properties, context,"
+        " extra, source_id, message_id, occurred_at, original_timestamp, received_at, flags, log_partition,"
+        " log_position) FROM STDIN",
+        (_event_fields(row, ingested) for row in rows),
+    )
+
+
+def _event_fields(row: EventRow, ingested: bytes) -> tuple[bytes, ...]:
+    message = row.message
+    return (
+        ingested,
+        str(row.profile).encode(),
+        number(row.anchor_id),
+        escaped(_encode(message.identifiers)),
+        message.type.encode(),
+        text(message.name),
+        escaped(message.properties),
+        escaped(message.context),
+        escaped(message.extra) if message.extra else NULL,
+        number(message.source_id),
+        text(message.message_id),
+        instant(message.occurred_us),
+        NULL if message.original_timestamp is None else text(message.original_timestamp),
+        instant(message.received_us),
+        b"{" + ",".join(message.flags).encode() + b"}",
+        NULL if row.log_partition is None else number(row.log_partition),
+        NULL if row.log_position is None else row.log_position.encode(),
+    )
+
+
+def insert_duplicate_keys(connection: Connection, messages: Iterable[Message]) -> None:
+    """Remember the messages, so that their repetition is recognised."""
+    copy(
+        connection,
+        "COPY event_duplicate (id_hash, payload_hash, received_at) FROM STDIN",
+        ((bytea(one.id_hash), number(one.payload_hash), instant(one.received_us)) for one in messages),
+    )
+
+
+class LetterRow(NamedTuple):
+    """A dead letter to write."""
+
+    reason: str
+    detail: str
+    source_id: int
+    message_id: str
+    delivery: bytes
+    received_us: int
+    log_partition: int | None
+    log_position: str | None
+
+
+def insert_dead_letters(connection: Connection, letters: Iterable[LetterRow], now: str) -> None:
+    """Put aside what could not be processed."""
+    copy(
+        connection,
+        "COPY cdp_deadletter (status, reason, detail, source_id, message_id, delivery, received_at, log_partition,"
+        " log_position, created_at) FROM STDIN",
+        (
+            (
+                b"new",
+                text(one.reason),
+                escaped(one.detail.encode("utf-8", "replace").replace(b"\x00", b"")),
+                number(one.source_id),
+                escaped(one.message_id.encode("utf-8", "replace").replace(b"\x00", b"")),
+                bytea(one.delivery),
+                instant(one.received_us),
+                NULL if one.log_partition is None else number(one.log_partition),
+                NULL if one.log_position is None else text(one.log_position),
+                text(now),
+            )
+            for one in letters
+        ),
+    )
+
+
+def insert_links(connection: Connection, links: Sequence[Link], ids: dict[Identifier, int], classes: dict[int, int]) -> set[tuple[int,int]]:
+    """Keep the strongest evidence of each pair; return the pairs that were new."""
+    strongest: dict[tuple[int, int], tuple[Any, ...]] = {}
+    for link in links:
+        left, right = sorted((ids[link.left], ids[link.right]))
+        message = link.message
+        at = min(message.occurred_us, message.received_us)
+        row = (classes.get(message.source_id, 1), at, message.message_id, message.source_id, link.refused)
+        strongest[left, right] = min(row, strongest.get((left, right), row))
+    if not strongest:
+        return set()
+    pairs = sorted(strongest)
+    columns = list(zip(*(strongest[pair] for pair in pairs), strict=True))
+    rows = connection.execute(
+        "INSERT INTO cdp_edge AS e (left_id, right_id, source_class, occurred_at, message_id, source_id, refused,"
+        " rule_version) SELECT *, 1 FROM unnest(%s::bigint[], %s::bigint[], %s::int[], %s::timestamptz[], %s::text[],"
+        " %s::int[], %s::text[]) ON CONFLICT (left_id, right_id) DO UPDATE SET source_class = excluded.source_class,"
+        " occurred_at = excluded.occurred_at, message_id = excluded.message_id, source_id = excluded.source_id,"
+        " refused = excluded.refused"
+        " WHERE (excluded.source_class, excluded.occurred_at, excluded.message_id)"
+        " < (e.source_class, e.occurred_at, e.message_id) OR e.refused <> excluded.refused"
+        " RETURNING left_id, right_id",
+        [
+            [left for left, _ in pairs],
+            [right for _, right in pairs],
+            list(columns[0]),
+            [clock.from_us(at) for at in columns[1]],
+            *(list(column) for column in columns[2:]),
+        ],
+    ).fetchall()
+    return {(left, right) for left, right in rows}
+
+
+def insert_decisions(connection: Connection, decisions: Iterable[Decision], now: str) -> None:
+    """Keep the merges and refusals of a batch."""
+    copy(
+        connection,
+        "COPY cdp_identitydecision (kind, reason, detail, profile_id, other_id, source_id, message_id, occurred_at,"
+        " decided_at) FROM STDIN",
+        (
+            (
+                text(one.kind),
+                text(one.reason),
+                escaped(_encode({"identifiers": one.identifiers})),
+                text(str(one.person.root().id)),
+                NULL if one.other is None else text(str(one.other.id)),
+                number(one.message.source_id),
+                text(one.message.message_id),
+                instant(min(one.message.occurred_us, one.message.received_us)),
+                text(now),
+            )
+            for one in decisions
+        ),
+    )

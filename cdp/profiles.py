@@ -1,0 +1,297 @@
+"""A profile as readers get it: one JSON document, from the cache first and PostgreSQL behind it.
+
+Plain Python without Django: the collector serves it, the processor writes it, Django builds the same.
+Cache keys: `i:{namespace}:{value}` → profile id, `p:{id}` → document after its epoch, `at:{partition}` →
+the position whose effects the cache shows, `epoch` → a number that a processor raises when it starts after
+a crash, so that entries which may be older than the truth count for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+import psycopg
+import redis
+import redis.asyncio
+from msgspec import Raw
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from cdp.processing.identity import USER_ID
+from martech.lib.errors import PermanentError, RetryableError
+
+EPOCH_KEY = "epoch"
+# How long a document that a reader put there stays: the processor's own are always newer.
+FILLED_SECONDS = 60
+POLL_SECONDS = 0.01
+_encode = msgspec.json.Encoder().encode
+_AWAY = (redis.exceptions.RedisError, OSError)
+
+
+class ProfilesUnavailable(RetryableError):
+    """Neither the cache nor PostgreSQL answers."""
+
+    code = "profiles_unavailable"
+
+
+class Document(NamedTuple):
+    """What a document is built from; `graph`, `traits` and `computed` are JSON objects as bytes."""
+
+    id: UUID
+    graph: bytes
+    traits: bytes
+    computed: bytes
+    version: int
+    as_of: str
+    created_at: str
+    updated_at: str
+
+
+def document(parts: Document) -> bytes:
+    """Return a profile's JSON document."""
+    return _encode(
+        {
+            "id": parts.id,
+            "identifiers": identifiers_of(msgspec.json.decode(parts.graph)),
+            "traits": Raw(parts.traits),
+            "computed_traits": Raw(parts.computed),
+            "version": parts.version,
+            "as_of": parts.as_of,
+            "created_at": parts.created_at,
+            "updated_at": parts.updated_at,
+        }
+    )
+
+
+def identifiers_of(graph: dict[str, list[str]]) -> list[dict[str, str]]:
+    """Return an identity graph as a list of identifiers, user ids first."""
+    namespaces = sorted(graph, key=lambda namespace: (namespace != USER_ID, namespace))
+    return [{"namespace": namespace, "value": value} for namespace in namespaces for value in graph[namespace]]
+
+
+def timestamp(instant: datetime) -> str:
+    """Return an instant as documents show it."""
+    return instant.isoformat().replace("+00:00", "Z")
+
+
+SELECT = """
+SELECT p.id, p.identity_graph::text, p.traits::text, p.computed_traits::text, p.version, now(), p.created_at,
+       p.timestamp, p.merged_into_id
+FROM customer_profiles p
+"""
+
+
+def from_row(row: Sequence[Any]) -> bytes:
+    """Return the document of a row of `SELECT`."""
+    profile_id, graph, traits, computed, version, as_of, created_at, updated_at, _ = row
+    return document(
+        Document(
+            profile_id, graph.encode(), traits.encode(), computed.encode(), version,
+            timestamp(as_of), timestamp(created_at), timestamp(updated_at),
+        )
+    )  # fmt: skip
+
+
+class ProfileCache:
+    """The processor's side: writes what a committed batch changed. Losing it costs speed only."""
+
+    def __init__(self, url: str, *, ttl_seconds: int) -> None:
+        self._redis = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+        self._ttl = ttl_seconds
+        self._epoch: bytes | None = None
+
+    def start_epoch(self) -> None:
+        """Make every older entry count for nothing; called when a processor starts."""
+        try:
+            self._epoch = str(self._redis.incr(EPOCH_KEY)).encode()
+        except _AWAY:
+            self._epoch = None
+
+    def write(
+        self,
+        documents: Iterable[tuple[UUID, bytes]],
+        identifiers: Iterable[tuple[str, str, UUID]],
+        gone: Iterable[UUID],
+        positions: dict[int, str],
+    ) -> bool:
+        """Write documents, pointers and positions in one round trip; False when the cache was away.
+
+        After a failure the next success starts a new epoch first, since older entries may be behind.
+        """
+        try:
+            self._renew()
+            pipeline = self._redis.pipeline(transaction=False)
+            for profile_id, body in documents:
+                pipeline.set(f"p:{profile_id}", (self._epoch or b"") + b" " + body, ex=self._ttl)
+            for namespace, value, profile_id in identifiers:
+                pipeline.set(f"i:{namespace}:{value}", str(profile_id), ex=self._ttl)
+            stale = [f"p:{profile_id}" for profile_id in gone]
+            if stale:
+                pipeline.delete(*stale)
+            for partition, position in positions.items():
+                pipeline.set(f"at:{partition}", position)
+            pipeline.execute()
+            return True
+        except _AWAY:
+            self._epoch = None
+            return False
+
+    def _renew(self) -> None:
+        """Start an epoch if the cache was away, or lost what it had."""
+        current = self._redis.get(EPOCH_KEY)
+        if self._epoch is None or current is None:
+            self.start_epoch()
+            if self._epoch is None:
+                raise redis.exceptions.ConnectionError("the cache does not answer")
+        else:
+            # Another processor may have raised it: what we write is as true as what it writes.
+            self._epoch = current  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._redis.close()
+
+
+def parse_token(token: str) -> dict[int, tuple[int, ...]]:
+    """Return the partitions and comparable positions of a position token; PermanentError if it is none."""
+    try:
+        pairs = (part.partition(".") for part in token.split(","))
+        return {int(partition): _comparable(position) for partition, _, position in pairs}
+    except ValueError as error:
+        raise PermanentError(
+            f"'{token[:80]}' is no position token. Take it from the header X-Martech-Position.", code="bad_position"
+        ) from error
+
+
+def _comparable(position: str) -> tuple[int, ...]:
+    """Order a position: redis ids and offsets are numbers, separated by dashes."""
+    return tuple(int(part) for part in position.split("-")) if position else ()
+
+
+class ProfileReader:
+    """The readers' side, for one event loop."""
+
+    def __init__(self, cache_url: str, database_url: str) -> None:
+        self._redis: Any = redis.asyncio.Redis.from_url(cache_url, socket_timeout=1, socket_connect_timeout=1)
+        self._database_url = database_url
+        self._pool: AsyncConnectionPool | None = None
+
+    async def by_identifier(self, namespace: str, value: str) -> bytes | None:
+        """Return the document of the profile with this identifier, None where there is none."""
+        try:
+            epoch, pointer = await self._redis.mget(EPOCH_KEY, f"i:{namespace}:{value}")
+            if pointer is not None:
+                body = _current(await self._redis.get(b"p:" + pointer), epoch)
+                if body is not None and _holds(body, namespace, value):
+                    return body
+        except _AWAY:
+            epoch = None
+        return await self._from_database(
+            "JOIN cdp_identifier i ON i.profile_id = p.id WHERE i.namespace = %s AND i.value = %s",
+            [namespace, value],
+            epoch,
+            f"i:{namespace}:{value}",
+        )
+
+    async def by_id(self, profile_id: str) -> bytes | None:
+        """Return the document of a profile; of a merged one, that of the profile it became part of."""
+        try:
+            epoch, cached = await self._redis.mget(EPOCH_KEY, f"p:{profile_id}")
+            body = _current(cached, epoch)
+            if body is not None:
+                return body
+        except _AWAY:
+            epoch = None
+        return await self._from_database("WHERE p.id = %s", [profile_id], epoch, "")
+
+    async def _from_database(self, where: str, values: list[str], epoch: bytes | None, pointer: str) -> bytes | None:
+        try:
+            row = await self._row(where, values)
+            while row is not None and row[-1] is not None:
+                row = await self._row("WHERE p.id = %s", [row[-1]])
+        except (psycopg.OperationalError, PoolTimeout) as error:
+            raise ProfilesUnavailable(f"The database does not answer: {error}. Try again.", retry_after=1) from error
+        except psycopg.DataError:
+            return None
+        if row is None:
+            return None
+        body = from_row(row)
+        if epoch is not None:
+            await self._fill(row[0], body, epoch, pointer)
+        return body
+
+    async def _row(self, where: str, values: list[Any]) -> Sequence[Any] | None:
+        pool = await self._opened()
+        async with pool.connection(timeout=2) as connection:
+            cursor = await connection.execute((SELECT + where).encode(), values)
+            return await cursor.fetchone()
+
+    async def _opened(self) -> AsyncConnectionPool:
+        if self._pool is None:
+            self._pool = AsyncConnectionPool(
+                self._database_url, min_size=0, max_size=4, open=False, kwargs={"autocommit": True}
+            )
+            await self._pool.open()
+        return self._pool
+
+    async def _fill(self, profile_id: UUID, body: bytes, epoch: bytes, pointer: str) -> None:
+        """Put a document that was read into the cache, unless the processor was quicker."""
+        try:
+            await self._redis.set(f"p:{profile_id}", epoch + b" " + body, ex=FILLED_SECONDS, nx=True)
+            if pointer:
+                await self._redis.set(pointer, str(profile_id), ex=FILLED_SECONDS, nx=True)
+        except _AWAY:
+            return
+
+    async def wait_for(self, token: str, timeout_seconds: float) -> bool:
+        """Wait until the effects of a position can be read; False after `timeout_seconds`."""
+        wanted = parse_token(token)
+        deadline = time.monotonic() + timeout_seconds
+        while wanted:
+            reached = await self._reached(list(wanted))
+            wanted = {one: at for one, at in wanted.items() if _comparable(reached.get(one, "")) < at}
+            if wanted and time.monotonic() > deadline:
+                return False
+            if wanted:
+                await asyncio.sleep(POLL_SECONDS)
+        return True
+
+    async def _reached(self, partitions: list[int]) -> dict[int, str]:
+        try:
+            found = await self._redis.mget([f"at:{partition}" for partition in partitions])
+            if None not in found:
+                return {one: at.decode() for one, at in zip(partitions, found, strict=True)}
+        except _AWAY:
+            pass
+        pool = await self._opened()
+        async with pool.connection(timeout=2) as connection:
+            cursor = await connection.execute(
+                "SELECT partition, position FROM (SELECT DISTINCT ON (partition) partition, position"
+                " FROM cdp_checkpoint WHERE partition = ANY(%s) ORDER BY partition, updated_at DESC) newest",
+                [partitions],
+            )
+            return dict(await cursor.fetchall())
+
+    async def aclose(self) -> None:
+        """Let go of the connections."""
+        await self._redis.aclose()
+        if self._pool is not None:
+            await self._pool.close()
+
+
+def _current(cached: bytes | None, epoch: bytes | None) -> bytes | None:
+    """Return the document of a cache entry of the current epoch."""
+    if cached is None or epoch is None:
+        return None
+    written, _, body = cached.partition(b" ")
+    return body if written == epoch else None
+
+
+def _holds(body: bytes, namespace: str, value: str) -> bool:
+    """Tell whether a document has an identifier: a pointer may be older than an unmerge."""
+    return _encode({"namespace": namespace, "value": value}) in body
