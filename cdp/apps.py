@@ -8,7 +8,7 @@ class CdpConfig(AppConfig):
     verbose_name = "Customer data"
 
     def ready(self) -> None:
-        """Connect what follows a migration."""
-        from cdp import roles
+        """Connect what follows a migration, or a change of keys."""
+        from cdp import keys, roles  # noqa: F401 - `keys` connects its own receivers
 
         post_migrate.connect(roles.assign, sender=self, dispatch_uid="cdp.roles")
