@@ -112,6 +112,12 @@ class ProfileCache:
         except _AWAY:
             self._epoch = None
 
+    def heal(self) -> bool:
+        """Start an epoch if the cache failed us before; called when there is nothing to write. False while away."""
+        if self._epoch is None:
+            self.start_epoch()
+        return self._epoch is not None
+
     def write(
         self,
         documents: Iterable[tuple[UUID, bytes]],

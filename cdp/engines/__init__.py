@@ -1,0 +1,1 @@
+"""Who runs the core over the log's partitions: `local`, one process on one machine."""

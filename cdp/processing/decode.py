@@ -124,6 +124,9 @@ _context = msgspec.json.Decoder(ContextHead)
 _email = msgspec.json.Decoder(EmailHead)
 _object = msgspec.json.Decoder(dict[str, Raw])
 _encode = msgspec.json.Encoder().encode
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -177,7 +180,7 @@ def _unreadable(body: bytes, error: Exception, message_id: str) -> Rejection:
         return Rejection("not_an_object", f"The event is not an object of the expected form: {error}.", message_id)
     if isinstance(error, RecursionError):
         return Rejection("malformed", "The event is nested too deeply. Flatten it.", message_id)
-    if "surrogate" in str(error) or "hex escape" in str(error):
+    if b"\\u" in body and _LONE_SURROGATE.search(body):
         return Rejection("lone_surrogate", r"A string holds half of a surrogate pair (\ud800–\udfff). Remove it.",
                          message_id)  # fmt: skip
     return Rejection("malformed", f"The event is not valid JSON: {error}.", message_id)

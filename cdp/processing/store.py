@@ -309,12 +309,12 @@ def _event_fields(row: EventRow, ingested: bytes) -> tuple[bytes, ...]:
     )
 
 
-def insert_duplicate_keys(connection: Connection, messages: Iterable[Message]) -> None:
-    """Remember the messages, so that their repetition is recognised."""
+def insert_duplicate_keys(connection: Connection, keys: Iterable[tuple[bytes, int, int]]) -> None:
+    """Remember messages by (id hash, payload hash, time of receipt in µs), to recognise their repetition."""
     copy(
         connection,
         "COPY event_duplicate (id_hash, payload_hash, received_at) FROM STDIN",
-        ((bytea(one.id_hash), number(one.payload_hash), instant(one.received_us)) for one in messages),
+        ((bytea(hash_), number(payload), instant(received_us)) for hash_, payload, received_us in keys),
     )
 
 
@@ -355,7 +355,9 @@ def insert_dead_letters(connection: Connection, letters: Iterable[LetterRow], no
     )
 
 
-def insert_links(connection: Connection, links: Sequence[Link], ids: dict[Identifier, int], classes: dict[int, int]) -> set[tuple[int,int]]:
+def insert_links(
+    connection: Connection, links: Sequence[Link], ids: dict[Identifier, int], classes: dict[int, int]
+) -> set[tuple[int, int]]:
     """Keep the strongest evidence of each pair; return the pairs that were new."""
     strongest: dict[tuple[int, int], tuple[Any, ...]] = {}
     for link in links:

@@ -1,0 +1,312 @@
+"""The local engine: one process that owns partitions, reads them and applies batches.
+
+A thread reads and decodes the next batch while PostgreSQL works on this one: the driver lets go of the GIL.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+from prometheus_client import Counter, Gauge, Histogram
+
+from cdp import partitions as tables
+from cdp.config import Config
+from cdp.log.base import Log, LogUnavailable, decode_entry
+from cdp.processing import store
+from cdp.processing.pipeline import Applied, Arrival, Pipeline, again, arrive
+from cdp.profiles import ProfileCache
+from martech.lib import clock
+from martech.lib.errors import PermanentError
+
+logger = logging.getLogger("martech.processor")
+
+EVENTS = Counter("martech_processor_events_total", "Events taken from the log, by outcome", ["outcome"])
+REJECTIONS = Counter("martech_processor_dead_letters_total", "Events put aside, by reason", ["reason"])
+BATCH_SECONDS = Histogram("martech_processor_batch_seconds", "Time of a batch's transaction and cache write")
+BATCH_EVENTS = Histogram(
+    "martech_processor_batch_events", "Events in a batch", buckets=(1, 10, 100, 1000, 5000, 10000, 20000, 50000)
+)
+RETRIES = Counter("martech_processor_retries_total", "Batches done again, by cause", ["cause"])
+DELAY = Gauge(
+    "martech_processor_delay_seconds", "Age of the newest event of the last batch when it was committed",
+    multiprocess_mode="livemax",
+)  # fmt: skip
+
+# Serialises the processors of one partition: the advisory lock's first key.
+LOCK_CLASS = 0x6D617274
+RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+TRIM_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Batch:
+    """What was read in one go: events, where they were read from, and where that leads."""
+
+    arrivals: list[Arrival] = field(default_factory=list)
+    read_from: dict[int, str] = field(default_factory=dict)
+    positions: dict[int, str] = field(default_factory=dict)
+    events: dict[int, int] = field(default_factory=dict)
+
+
+def read_batch(log: Log, positions: dict[int, str], *, max_events: int, wait: float) -> Batch:
+    """Read and decode the next events after `positions`, about `max_events` of them at the most.
+
+    An entry is never split, so that a position always lies between entries.
+    """
+    batch = Batch()
+    # Entries of a busy log hold tens to hundreds of events each.
+    found = log.read(positions, limit=max(1, max_events // 50), wait=wait)
+    for partition, entries in found.items():
+        room = max_events // len(found)
+        batch.read_from[partition] = positions[partition]
+        for stored in entries:
+            count = _take(batch, partition, stored.position, stored.payload)
+            batch.positions[partition] = stored.position
+            batch.events[partition] = batch.events.get(partition, 0) + count
+            room -= count
+            if room <= 0:
+                break
+    return batch
+
+
+def _take(batch: Batch, partition: int, position: str, payload: bytes) -> int:
+    entry = decode_entry(payload)
+    before = len(batch.arrivals)
+    for delivery in entry.deliveries:
+        batch.arrivals += [arrive(event, delivery, partition, position) for event in delivery.events]
+    return len(batch.arrivals) - before
+
+
+class Reader(threading.Thread):
+    """Reads ahead by one batch; what goes wrong is handed to whoever takes the next batch."""
+
+    def __init__(self, log: Log, positions: dict[int, str], config: Config) -> None:
+        super().__init__(name="reader", daemon=True)
+        self._log, self._positions, self._config = log, dict(positions), config
+        self._batches: queue.Queue[Batch | Exception] = queue.Queue(maxsize=1)
+        self._stopped = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Read until stopped; called by the thread."""
+        while not self._stopped.is_set():
+            try:
+                batch = read_batch(
+                    self._log,
+                    self._positions,
+                    max_events=self._config.processor_batch_events,
+                    wait=self._config.processor_poll_seconds,
+                )
+            except Exception as error:
+                self._hand_over(error)
+                return
+            if batch.positions:
+                self._positions |= batch.positions
+                self._hand_over(batch)
+
+    def _hand_over(self, item: Batch | Exception) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._batches.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def take(self, timeout: float) -> Batch | None:
+        """Return the next batch, None when none came within `timeout` seconds; raises what the thread met."""
+        try:
+            item = self._batches.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def stop(self) -> None:
+        """Stop reading and wait for the thread."""
+        self._stopped.set()
+        self.join(10)
+
+
+class LocalEngine:
+    """Owns partitions of the log and keeps PostgreSQL and the cache up with them."""
+
+    def __init__(self, config: Config, log: Log, *, partitions: Sequence[int]) -> None:
+        self.config, self.log = config, log
+        self.wanted = list(partitions)
+        self.pipeline = Pipeline(duplicate_window_days=config.duplicate_window_days)
+        self.cache = ProfileCache(config.cache_url, ttl_seconds=config.cache_ttl_seconds)
+        self._stopping = threading.Event()
+        self._trimmed_at = 0.0
+        self._covered: tuple[datetime, datetime] | None = None
+
+    def stop(self) -> None:
+        """Ask `run` to end after the batch it is at."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Process until stopped. Outages of the log and of PostgreSQL are waited out; nothing is skipped."""
+        self.cache.start_epoch()
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                with psycopg.connect(self.config.database_url, autocommit=True) as connection:
+                    self._serve(connection)
+                failures = 0
+            except (psycopg.OperationalError, psycopg.InterfaceError, LogUnavailable, store.StalePosition) as error:
+                RETRIES.labels(type(error).__name__).inc()
+                delay = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
+                logger.warning("%s; trying again in %.1f s", str(error).strip().replace("\n", " "), delay)
+                self.pipeline.forget()
+                self._stopping.wait(delay)
+                failures += 1
+        self.cache.close()
+
+    def drain(self) -> int:
+        """Process what is in the log now and return how many events it was; for tests, tools and the end of a run."""
+        self.cache.start_epoch()
+        total = 0
+        with psycopg.connect(self.config.database_url, autocommit=True) as connection:
+            self._cover(connection)
+            positions = self._take_over(connection)
+            while batch := self._read_now(positions):
+                self._commit(connection, batch)
+                positions |= batch.positions
+                total += len(batch.arrivals)
+            self._trim(positions)
+        return total
+
+    def _read_now(self, positions: dict[int, str]) -> Batch | None:
+        batch = read_batch(self.log, positions, max_events=self.config.processor_batch_events, wait=0)
+        return batch if batch.positions else None
+
+    def _serve(self, connection: store.Connection) -> None:
+        self.log.check()
+        self._cover(connection)
+        positions = self._take_over(connection)
+        if not positions:
+            self._stopping.wait(1)
+            return
+        reader = Reader(self.log, positions, self.config)
+        try:
+            while not self._stopping.is_set():
+                batch = reader.take(0.25)
+                if batch is not None:
+                    self._commit(connection, batch)
+                    positions |= batch.positions
+                elif not self.cache.heal():
+                    logger.debug("the cache is away")
+                self._trim_sometimes(positions)
+        finally:
+            reader.stop()
+
+    def _take_over(self, connection: store.Connection) -> dict[int, str]:
+        """Lock the wanted partitions that are free and return their positions; make missing checkpoints."""
+        name = self.log.name
+        for partition in self.wanted:
+            connection.execute(
+                "INSERT INTO cdp_checkpoint (log, partition, position, events, updated_at)"
+                " VALUES (%s, %s, '', 0, now()) ON CONFLICT DO NOTHING",
+                [name, partition],
+            )
+        owned = [one for one in self.wanted if self._owns(connection, one)]
+        if len(owned) < len(self.wanted):
+            logger.info("partitions %s are held by another processor", sorted(set(self.wanted) - set(owned)))
+        rows = connection.execute(
+            "SELECT partition, position FROM cdp_checkpoint WHERE log = %s AND partition = ANY(%s)", [name, owned]
+        ).fetchall()
+        for partition, position in rows:
+            self.log.verify(partition, position)
+        logger.info("processing partitions %s of %s", owned, name)
+        return dict(rows)
+
+    def _owns(self, connection: store.Connection, partition: int) -> bool:
+        row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [LOCK_CLASS, partition]).fetchone()
+        return bool(row and row[0])
+
+    def _commit(self, connection: store.Connection, batch: Batch) -> None:
+        """Apply a batch and move the positions in one transaction; then let the cache show it."""
+        started = time.monotonic()
+        now_us = clock.now_us()
+        self._cover(connection, batch)
+        applied = self._applied(connection, batch, now_us)
+        self.pipeline.remember(applied)
+        self.cache.write(
+            applied.documents,
+            ((one.namespace, one.value, profile) for one, (_, profile) in applied.identifiers.items()),
+            applied.merged,
+            batch.positions,
+        )
+        _measure(batch, applied, time.monotonic() - started)
+
+    def _applied(self, connection: store.Connection, batch: Batch, now_us: int) -> Applied:
+        arrivals: Sequence[Arrival] = batch.arrivals
+        while True:
+            try:
+                with connection.transaction():
+                    store.lock_positions(connection, self.log.name, batch.read_from)
+                    applied = self.pipeline.apply(connection, arrivals, now_us=now_us)
+                    store.move_positions(connection, self.log.name, batch.positions, batch.events)
+                return applied
+            except (store.Raced, psycopg.errors.DeadlockDetected) as error:
+                RETRIES.labels(type(error).__name__).inc()
+                self.pipeline.forget()
+                arrivals = again(arrivals)
+
+    def _cover(self, connection: store.Connection, batch: Batch | None = None) -> None:
+        """See to it that every day of the batch has its table partitions, beat or no beat."""
+        now = datetime.now(UTC)
+        received = [arrival.delivery.received_us for arrival in batch.arrivals] if batch else []
+        first = min([now, *(clock.from_us(min(received)) for _ in received[:1])])
+        if self._covered and self._covered[0] <= first and now + timedelta(days=1) < self._covered[1]:
+            return
+        days = {tables.EVENTS: self.config.event_partition_days, tables.DUPLICATES: 1}
+        ahead = (now.date() - first.date()).days + 7
+        for table, size in days.items():
+            tables.ensure(connection, table, days=size, today=first.date(), ahead=ahead)
+        midnight = datetime(first.year, first.month, first.day, tzinfo=UTC)
+        self._covered = (midnight, midnight + timedelta(days=ahead))
+
+    def _trim_sometimes(self, positions: dict[int, str]) -> None:
+        if self.log.supports_trim and time.monotonic() - self._trimmed_at > TRIM_SECONDS:
+            self._trimmed_at = time.monotonic()
+            self._trim(positions)
+
+    def _trim(self, positions: dict[int, str]) -> None:
+        """Forget what PostgreSQL has: a commit with synchronous_commit=on has been flushed."""
+        for partition, position in positions.items():
+            if position:
+                self.log.trim(partition, position)
+
+
+def _measure(batch: Batch, applied: Applied, seconds: float) -> None:
+    BATCH_SECONDS.observe(seconds)
+    BATCH_EVENTS.observe(len(batch.arrivals))
+    EVENTS.labels("stored").inc(applied.events)
+    EVENTS.labels("duplicate").inc(applied.duplicates)
+    for reason, count in applied.rejections.items():
+        EVENTS.labels("rejected").inc(count)
+        REJECTIONS.labels(reason).inc(count)
+    if batch.arrivals:
+        DELAY.set(max(0.0, (clock.now_us() - batch.arrivals[-1].delivery.received_us) / 1e6))
+
+
+def parse_partitions(text: str, count: int) -> list[int]:
+    """Return the partitions that a text such as `0-3,6` names; PermanentError when one does not exist."""
+    chosen: set[int] = set()
+    try:
+        for part in text.split(","):
+            low, _, high = part.partition("-")
+            chosen.update(range(int(low), int(high or low) + 1))
+    except ValueError as error:
+        raise PermanentError(f"'{text}' names no partitions. Write them as 0-3,6.") from error
+    if not chosen or max(chosen) >= count:
+        raise PermanentError(f"'{text}' names partitions that do not exist: there are 0 to {count - 1}.")
+    return sorted(chosen)

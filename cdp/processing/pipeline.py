@@ -1,0 +1,422 @@
+"""The one way in: a batch of messages becomes event rows and their effect, in one transaction.
+
+    decode → duplicates → identity → registers and traits → store
+
+`apply` is called inside a transaction by an engine (with positions of the log), and by whoever needs an
+answer or a joint commit (without). It knows no Django.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+import psycopg
+
+from cdp import profiles
+from cdp.log.base import Delivery, Event
+from cdp.processing import registers, store, traits
+from cdp.processing.decode import Message, Rejection, decode
+from cdp.processing.identity import EMAIL, Identifier, anchor_of
+from cdp.processing.people import Delta, People, Person
+from martech.lib import clock
+from martech.lib.errors import ConfigurationError
+
+_encode = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
+# Identifiers whose profile is remembered between batches: about 200 bytes each.
+REMEMBERED = 500_000
+
+# What a source of a kind may not set unless its rules say otherwise: browser and mobile keys are public.
+PUBLIC_KINDS = frozenset({"browser", "mobile"})
+PUBLIC_REFUSALS = {"refused_namespaces": [EMAIL], "refused_traits": [EMAIL, "consent"], "refused_calls": ["import"]}
+
+
+class Arrival(NamedTuple):
+    """One event on its way in: as it came, and what decoding made of it."""
+
+    event: Event
+    delivery: Delivery
+    decoded: Message | Rejection
+    log_partition: int | None = None
+    log_position: str | None = None
+
+
+class Trust(NamedTuple):
+    """What a source may set, and how far its evidence counts (0 before 1 in canonical order)."""
+
+    source_class: int
+    refused_namespaces: frozenset[str]
+    refused_traits: frozenset[str]
+    refused_calls: frozenset[str]
+
+
+def trust(kind: str, rules: dict[str, Any]) -> Trust:
+    """Return what a source of this kind, with these overrides, may set."""
+    public = kind in PUBLIC_KINDS
+    merged = (PUBLIC_REFUSALS if public else {}) | rules
+    refused = (frozenset(merged.get(name, ())) for name in ("refused_namespaces", "refused_traits", "refused_calls"))
+    return Trust(int(public), *refused)
+
+
+UNKNOWN_SOURCE = trust("browser", {})
+
+
+@dataclass(slots=True)
+class Rules:
+    """Everything that definitions and sources say, as of one version."""
+
+    version: int
+    folder: traits.Folder
+    trust: dict[int, Trust]
+
+    @classmethod
+    def load(cls, connection: store.Connection, version: int) -> Rules:
+        """Read all definitions and sources."""
+        rows = store.sources(connection)
+        return cls(
+            version,
+            traits.Folder(store.definitions(connection)),
+            {source_id: trust(row.kind, row.rules) for source_id, row in rows.items()},
+        )
+
+
+@dataclass(slots=True)
+class Applied:
+    """What a batch did, for whoever called: nothing of it counts before the transaction commits."""
+
+    events: int = 0
+    duplicates: int = 0
+    rejections: dict[str, int] = field(default_factory=dict)
+    documents: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
+    identifiers: dict[Identifier, tuple[int, uuid.UUID]] = field(default_factory=dict)
+    merged: list[uuid.UUID] = field(default_factory=list)
+
+    def add(self, other: Applied) -> None:
+        """Take in what a part of the batch did."""
+        self.events += other.events
+        self.duplicates += other.duplicates
+        for reason, count in other.rejections.items():
+            self.rejections[reason] = self.rejections.get(reason, 0) + count
+        self.documents += other.documents
+        self.identifiers |= other.identifiers
+        self.merged += other.merged
+
+
+def arrive(event: Event, delivery: Delivery, partition: int | None = None, position: str | None = None) -> Arrival:
+    """Decode an event that came in."""
+    return Arrival(event, delivery, decode(event, delivery), partition, position)
+
+
+def again(arrivals: Sequence[Arrival]) -> list[Arrival]:
+    """Return the arrivals as they were before a batch that was rolled back resolved them."""
+    return [arrive(one.event, one.delivery, one.log_partition, one.log_position) for one in arrivals]
+
+
+class Pipeline:
+    """Applies batches over one connection, and remembers between them who is who.
+
+    What it remembers is checked against the locked profiles of each batch, so it may be out of date.
+    """
+
+    def __init__(self, *, duplicate_window_days: int = 3) -> None:
+        self._window_us = duplicate_window_days * 86_400_000_000
+        self._rules: Rules | None = None
+        self._known: dict[Identifier, tuple[int, uuid.UUID]] = {}
+
+    def remember(self, applied: Applied) -> None:
+        """Keep what a committed batch found out; called after the commit."""
+        if len(self._known) > REMEMBERED:
+            self._known.clear()
+        gone = set(applied.merged)
+        if gone:
+            self._known = {one: found for one, found in self._known.items() if found[1] not in gone}
+        self._known.update(applied.identifiers)
+
+    def forget(self) -> None:
+        """Drop what is remembered; called when it turned out to be out of date."""
+        self._known.clear()
+
+    def apply(self, connection: store.Connection, arrivals: Sequence[Arrival], *, now_us: int) -> Applied:
+        """Write a batch's events and their effect; the caller commits.
+
+        Where the batch as a whole cannot be written, the events at fault are found by halving it and put
+        aside as dead letters; the others are written. Raced, StalePosition and operational errors are raised.
+        """
+        try:
+            with connection.transaction():
+                return self._apply(connection, arrivals, now_us)
+        except Exception as error:
+            if not _is_of_the_data(error):
+                raise
+            if len(arrivals) == 1:
+                poison = Rejection("poison", _described(error), _message_id(arrivals[0]))
+                return self._apply(connection, [arrivals[0]._replace(decoded=poison)], now_us)
+            middle = len(arrivals) // 2
+            applied = self.apply(connection, again(arrivals[:middle]), now_us=now_us)
+            applied.add(self.apply(connection, again(arrivals[middle:]), now_us=now_us))
+            return applied
+
+    def _apply(self, connection: store.Connection, arrivals: Sequence[Arrival], now_us: int) -> Applied:
+        rules = self._current_rules(connection)
+        passed, rejected = _judge(arrivals, rules)
+        fresh = self._without_duplicates(connection, passed, now_us)
+        batch = _Batch(connection, rules, now_us)
+        batch.load(self._known, [message for message, _ in fresh])
+        batch.fold(fresh)
+        applied = batch.write()
+        applied.duplicates = len(passed) - len(fresh)
+        store.insert_dead_letters(connection, [_letter(*one) for one in rejected], batch.now)
+        for _, rejection in rejected:
+            applied.rejections[rejection.reason] = applied.rejections.get(rejection.reason, 0) + 1
+        return applied
+
+    def _current_rules(self, connection: store.Connection) -> Rules:
+        version = store.definition_version(connection)
+        if self._rules is None or self._rules.version != version:
+            self._rules = Rules.load(connection, version)
+        return self._rules
+
+    def _without_duplicates(
+        self, connection: store.Connection, passed: list[tuple[Message, Arrival]], now_us: int
+    ) -> list[tuple[Message, Arrival]]:
+        """Leave out what was seen before; keep a reused id with another payload under an id made of both."""
+        if not passed:
+            return []
+        seen = store.seen(connection, [message for message, _ in passed], since_us=now_us - self._window_us)
+        fresh, keys = [], []
+        for message, arrival in passed:
+            payloads = seen.setdefault(message.id_hash, set())
+            if message.payload_hash in payloads:
+                continue
+            keys.append((message.id_hash, message.payload_hash, message.received_us))
+            if payloads:
+                message.message_id = f"{message.message_id[:200]}#{message.payload_hash & (2**64 - 1):016x}"
+                message.flags = (*message.flags, "reused_message_id")
+            payloads.add(message.payload_hash)
+            fresh.append((message, arrival))
+        store.insert_duplicate_keys(connection, keys)
+        return fresh
+
+
+def _is_of_the_data(error: Exception) -> bool:
+    """Tell an event that cannot be written from a database that cannot write."""
+    if isinstance(error, psycopg.OperationalError):
+        # Class 54: a limit of the program, such as JSON nested too deeply.
+        return (error.sqlstate or "").startswith("54")
+    return not isinstance(
+        error,
+        (
+            store.Raced, ConfigurationError, psycopg.InterfaceError, psycopg.InternalError, psycopg.ProgrammingError,
+            # No partition for the row's time: to be made, not the event's fault.
+            psycopg.errors.CheckViolation,
+        ),
+    )  # fmt: skip
+
+
+def _described(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}. Mend the event or report it, then replay."
+
+
+def _message_id(arrival: Arrival) -> str:
+    return arrival.decoded.message_id or arrival.event.message_id
+
+
+def _judge(
+    arrivals: Sequence[Arrival], rules: Rules
+) -> tuple[list[tuple[Message, Arrival]], list[tuple[Arrival, Rejection]]]:
+    """Sort arrivals into messages that pass and rejections, under what their sources may set."""
+    passed, rejected = [], []
+    for arrival in arrivals:
+        decoded = arrival.decoded
+        if isinstance(decoded, Message):
+            decoded = _trusted(decoded, rules.trust.get(decoded.source_id, UNKNOWN_SOURCE))
+        if isinstance(decoded, Message):
+            passed.append((decoded, arrival))
+        else:
+            rejected.append((arrival, decoded))
+    return passed, rejected
+
+
+def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
+    if message.type in allowed.refused_calls:
+        return Rejection("refused_call", f"The source may not call {message.type}. Change its rules, or use another.",
+                         message.message_id)  # fmt: skip
+    if not allowed.refused_namespaces:
+        return message
+    kept = [one for one in message.identifiers if one.namespace not in allowed.refused_namespaces]
+    anchor = anchor_of(kept)
+    if anchor is None:
+        return Rejection("missing_id", "The source may set none of the event's identifiers. Send another, or change"
+                         " the source's rules.", message.message_id)  # fmt: skip
+    message.identifiers, message.anchor = kept, anchor
+    return message
+
+
+def _letter(arrival: Arrival, rejection: Rejection) -> store.LetterRow:
+    delivery = arrival.delivery
+    alone = msgspec.structs.replace(delivery, events=[arrival.event])
+    return store.LetterRow(
+        rejection.reason, rejection.detail, delivery.source_id, rejection.message_id or arrival.event.message_id,
+        _pack(alone), delivery.received_us, arrival.log_partition, arrival.log_position,
+    )  # fmt: skip
+
+
+class _Batch:
+    """One batch between its reads and its writes."""
+
+    def __init__(self, connection: store.Connection, rules: Rules, now_us: int) -> None:
+        self.connection = connection
+        self.rules = rules
+        self.now_us = now_us
+        self.now = clock.from_us(now_us).isoformat()
+        self.ids: dict[Identifier, int] = {}
+        self.people = People({}, self._new_person, rules.folder)
+        self.new: list[Person] = []
+        self.touched: dict[Person, int] = {}
+        self.deltas: dict[Identifier, Delta] = {}
+        self.rows: list[tuple[Message, Person, Arrival]] = []
+
+    def load(self, known: dict[Identifier, tuple[int, uuid.UUID]], messages: Sequence[Message]) -> None:
+        """Find the identifiers of the messages and lock their profiles."""
+        wanted = {identifier for message in messages for identifier in message.identifiers}
+        wanted |= {Identifier("user_id", message.alias_of) for message in messages if message.alias_of}
+        found = {identifier: known[identifier] for identifier in wanted if identifier in known}
+        missing = wanted - found.keys()
+        if missing:
+            found |= store.find_identifiers(self.connection, missing)
+        people = store.lock_people(self.connection, {profile for _, profile in found.values()}) if found else {}
+        for identifier, (row_id, profile) in found.items():
+            person = people.get(profile)
+            if person is None or identifier.value not in person.graph.get(identifier.namespace, ()):
+                raise store.Raced(f"{identifier} has moved to another profile.")
+            self.ids[identifier] = row_id
+            self.people.of[identifier] = person
+
+    def _new_person(self, message: Message) -> Person:
+        person = Person(new_profile_id(self.now_us), self.now_us, is_new=True)
+        self.new.append(person)
+        return person
+
+    def fold(self, messages: Sequence[tuple[Message, Arrival]]) -> None:
+        """Resolve each message's person and add its effect to the anchor's delta."""
+        for message, arrival in messages:
+            person = self.people.resolve(message)
+            delta = self.deltas.get(message.anchor)
+            if delta is None:
+                delta = self.deltas[message.anchor] = Delta()
+            self.rules.folder.fold(delta.states, message)
+            if message.type == "identify":
+                self._fold_traits(delta, message)
+            self.rows.append((message, person, arrival))
+            person.version += 1
+            self.touched[person] = self.touched.get(person, 0) + 1
+
+    def _fold_traits(self, delta: Delta, message: Message) -> None:
+        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        lifted = registers.lift(
+            message.properties,
+            at_us=min(message.occurred_us, message.received_us + 300_000_000),
+            rank=1 - allowed.source_class,
+            message_id=message.message_id,
+            refused=allowed.refused_traits,
+        )
+        delta.registers = registers.combine(delta.registers, lifted)
+
+    def write(self) -> Applied:
+        """Write everything, in the order that keeps locks free of circles."""
+        survivors = [person for person in self.new if person.merged_into is None]
+        store.insert_people(self.connection, survivors, self.now)
+        self._write_identifiers()
+        store.move_identifiers(self.connection, self.people.merged)
+        self._write_anchors()
+        rows = self._write_people()
+        self._write_identity()
+        events = [
+            store.EventRow(
+                message, person.root().id, self.ids[message.anchor], arrival.log_partition, arrival.log_position
+            )
+            for message, person, arrival in self.rows
+        ]
+        store.insert_events(self.connection, events, self.now)
+        return self._applied(rows)
+
+    def _write_identifiers(self) -> None:
+        new = [(identifier, self.people.of[identifier].root().id) for identifier in self.people.new_identifiers]
+        if new:
+            self.ids |= store.insert_identifiers(self.connection, new, self.now)
+
+    def _write_anchors(self) -> None:
+        """Fold each anchor's delta into the state it had, and into its person's."""
+        folder = self.rules.folder
+        fresh = self.people.new_identifiers.keys()
+        before = store.anchor_states(self.connection, [self.ids[one] for one in self.deltas if one not in fresh])
+        after = {}
+        for anchor, delta in self.deltas.items():
+            held, states = before.get(self.ids[anchor], ({}, {}))
+            after[self.ids[anchor]] = Delta(
+                registers.combine(held, delta.registers), folder.combine(states, delta.states)
+            )
+            person = self.people.of[anchor].root()
+            person.registers = registers.combine(person.registers, delta.registers)
+            person.states = folder.combine(person.states, delta.states)
+        if after:
+            store.update_anchors(self.connection, after)
+
+    def _write_people(self) -> list[store.ProfileRow]:
+        changed = dict.fromkeys(person.root() for person in self.touched)
+        folder = self.rules.folder
+        rows = [
+            store.ProfileRow(
+                person,
+                _encode(person.graph),
+                _encode(registers.present(person.registers)),
+                _encode(folder.present(person.states)),
+            )
+            for person in changed
+        ]
+        if rows:
+            store.update_people(self.connection, rows, self.now)
+        return rows
+
+    def _write_identity(self) -> None:
+        people = self.people
+        classes = {source_id: allowed.source_class for source_id, allowed in self.rules.trust.items()}
+        new_pairs = store.insert_links(self.connection, people.links, self.ids, classes)
+        decisions = []
+        for decision in people.decisions:
+            pair = tuple(sorted(self.ids[identifier] for identifier in decision.identifiers))
+            # A refusal is news only with its edge, and once: a kiosk's cookie meets many people.
+            if decision.kind == "merge" or pair in new_pairs:
+                new_pairs.discard(pair)
+                decisions.append(decision)
+        store.insert_decisions(self.connection, decisions, self.now)
+
+    def _applied(self, rows: Sequence[store.ProfileRow]) -> Applied:
+        shown = clock.isoformat_us(self.now_us)
+        documents = [
+            (
+                row.person.id,
+                profiles.document(
+                    profiles.Document(
+                        row.person.id, row.graph, row.traits, row.computed, row.person.version,
+                        shown, clock.isoformat_us(row.person.created_us), shown,
+                    )
+                ),
+            )
+            for row in rows
+        ]  # fmt: skip
+        identifiers = {
+            identifier: (self.ids[identifier], person.root().id) for identifier, person in self.people.of.items()
+        }
+        return Applied(len(self.rows), 0, {}, documents, identifiers, [person.id for person in self.people.merged])
+
+
+def new_profile_id(now_us: int) -> uuid.UUID:
+    """Return a UUID of version 7: random, but ordered by time, so that new rows share index pages."""
+    random = uuid.uuid4().int
+    return uuid.UUID(int=(now_us // 1000 & (1 << 48) - 1) << 80 | 7 << 76 | random & ((1 << 76) - 1))

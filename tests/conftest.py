@@ -1,0 +1,52 @@
+"""Fixtures that several behaviours share."""
+
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def _migrated():
+    """Name a migrated database that nobody is connected to, to copy from."""
+    name = "martech_migrated"
+    with psycopg.connect(os.environ["DATABASE_URL"], dbname="postgres", autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    url = make_conninfo(os.environ["DATABASE_URL"], dbname=name)
+    command = [sys.executable, str(ROOT / "manage.py"), "migrate", "--verbosity=0"]
+    subprocess.run(command, check=True, env=os.environ | {"DATABASE_URL": as_url(url)})
+    return name
+
+
+def as_url(conninfo):
+    """Return a connection string as the address our settings take."""
+    parts = conninfo_to_dict(conninfo)
+    return f"postgresql://{parts['user']}@/{parts['dbname']}?host={parts['host']}"
+
+
+@pytest.fixture
+def database_url(_migrated):
+    """Return the address of a fresh, migrated database of this test's own, which any process may use."""
+    name = f"t_{uuid4().hex[:12]}"
+    with psycopg.connect(os.environ["DATABASE_URL"], dbname="postgres", autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, _migrated))))
+        yield as_url(make_conninfo(os.environ["DATABASE_URL"], dbname=name))
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def core(database_url):
+    """Return the core over a fresh database, with one server source (id 1)."""
+    from tests.platform import Core
+
+    with closing(Core(database_url)) as core:
+        yield core
