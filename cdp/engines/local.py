@@ -303,8 +303,8 @@ def parse_partitions(text: str, count: int) -> list[int]:
     chosen: set[int] = set()
     try:
         for part in text.split(","):
-            low, _, high = part.partition("-")
-            chosen.update(range(int(low), int(high or low) + 1))
+            low, dash, high = part.partition("-")
+            chosen.update(range(int(low), int(high if dash else low) + 1))
     except ValueError as error:
         raise PermanentError(f"'{text}' names no partitions. Write them as 0-3,6.") from error
     if not chosen or max(chosen) >= count:

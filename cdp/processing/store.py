@@ -66,7 +66,8 @@ def move_positions(connection: Connection, log: str, positions: dict[int, str], 
     """Write the new positions, in the transaction of the batch."""
     partitions = sorted(positions)
     connection.execute(
-        "UPDATE cdp_checkpoint SET position = new.position, events = events + new.events, updated_at = now()"
+        "UPDATE cdp_checkpoint SET position = new.position, events = cdp_checkpoint.events + new.events,"
+        " updated_at = now()"
         " FROM unnest(%s::int[], %s::text[], %s::bigint[]) AS new (partition, position, events)"
         " WHERE cdp_checkpoint.log = %s AND cdp_checkpoint.partition = new.partition",
         [partitions, [positions[one] for one in partitions], [events.get(one, 0) for one in partitions], log],

@@ -1,0 +1,253 @@
+"""The local engine: from the log to committed rows, whoever dies on the way."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from cdp import config as cdp_config
+from cdp.engines.local import LocalEngine, Reader, parse_partitions, read_batch
+from cdp.log import open_log
+from cdp.log.base import Delivery, Entry, Event, encode_entry, partition_of
+from cdp.profiles import ProfileReader
+from martech.lib import clock
+from martech.lib.errors import ConfigurationError, PermanentError
+from tests.platform import message
+
+MANAGE = Path(__file__).parent.parent / "manage.py"
+
+
+@pytest.fixture
+def config(database_url, core):
+    for role in ("LOG_URL", "CACHE_URL"):
+        redis.Redis.from_url(os.environ[role]).flushdb()
+    return replace(cdp_config.load(), database_url=database_url, log_partitions=4, processor_poll_seconds=0.01)
+
+
+@pytest.fixture
+def log(config):
+    opened = open_log(config.log_url, partitions=config.log_partitions)
+    yield opened
+    opened.close()
+
+
+def send(log, *messages):
+    """Append messages as the collector would, an entry a partition, and return a position token."""
+    entries = {}
+    for one in messages:
+        anchor = f"user_id:{one['userId']}" if "userId" in one else f"anonymous_id:{one['anonymousId']}"
+        event = Event("", "", 0, json.dumps(one).encode())
+        entries.setdefault(partition_of(anchor, log.partitions), []).append(event)
+    payloads = [
+        (partition, encode_entry(Entry("", [Delivery(1, clock.now_us(), "", b"", b"", events)])))
+        for partition, events in entries.items()
+    ]
+
+    positions = append(log, payloads)
+    return ",".join(f"{partition}.{at}" for (partition, _), at in zip(payloads, positions, strict=True))
+
+
+def append(log, payloads):
+    async def run():
+        try:
+            return await log.append(payloads)
+        finally:
+            await log.aclose()
+
+    return asyncio.run(run())
+
+
+def engine_of(config, log, partitions=range(4)):
+    return LocalEngine(config, log, partitions=list(partitions))
+
+
+def read_profile(config, namespace, value, token=""):
+    async def read():
+        reader = ProfileReader(config.cache_url, config.database_url)
+        try:
+            if token:
+                assert await reader.wait_for(token, 10)
+            return await reader.by_identifier(namespace, value)
+        finally:
+            await reader.aclose()
+
+    body = asyncio.run(read())
+    return body and json.loads(body)
+
+
+def test_draining_processes_everything_once(config, log, core):
+    send(log, *[message(userId=f"u{number % 10}") for number in range(100)])
+    assert engine_of(config, log).drain() == 100
+    assert engine_of(config, log).drain() == 0
+    assert len(core.events()) == 100
+    rows = core.rows("SELECT partition, position, events FROM cdp_checkpoint ORDER BY partition")
+    assert [row["position"] for row in rows] == [log.newest(row["partition"]) for row in rows]
+    assert sum(row["events"] for row in rows) == 100
+    event = core.events()[0]
+    assert (event["log_partition"], event["log_position"]) == (
+        partition_of(f"user_id:{event['identifiers'][0][1]}", 4),
+        log.newest(event["log_partition"]),
+    )
+
+
+def test_a_running_engine_shows_what_was_sent_in_the_cache(config, log):
+    engine = engine_of(config, log)
+    running = threading.Thread(target=engine.run)
+    running.start()
+    try:
+        token = send(log, message("identify", userId="u1", traits={"name": "Ann"}))
+        profile = read_profile(config, "user_id", "u1", token)
+    finally:
+        engine.stop()
+        running.join(10)
+    assert profile["traits"] == {"name": "Ann"}
+    assert profile["identifiers"] == [{"namespace": "user_id", "value": "u1"}]
+    assert profile["computed_traits"]["event_count"] == 1
+    assert profile["version"] == 1
+    cached = redis.Redis.from_url(config.cache_url).get(f"p:{profile['id']}")
+    assert json.loads(cached.partition(b" ")[2]) == profile
+
+
+def test_without_the_cache_profiles_come_from_the_database(config, log):
+    send(log, message(userId="u1"))
+    engine_of(replace(config, cache_url="redis://127.0.0.1:1/0"), log).drain()
+    away = replace(config, cache_url="redis://127.0.0.1:1/0")
+    assert read_profile(away, "user_id", "u1")["computed_traits"]["event_count"] == 1
+    assert read_profile(config, "user_id", "u1")["computed_traits"]["event_count"] == 1
+    assert read_profile(config, "user_id", "nobody") is None
+
+
+def test_a_restart_makes_older_cache_entries_count_for_nothing(config, log):
+    send(log, message(userId="u1"))
+    engine_of(config, log).drain()
+    cache = redis.Redis.from_url(config.cache_url)
+    key = f"p:{read_profile(config, 'user_id', 'u1')['id']}"
+    stale = cache.get(key).replace(b'"event_count":1', b'"event_count":0')
+    cache.set(key, stale)
+    assert read_profile(config, "user_id", "u1")["computed_traits"]["event_count"] == 0
+    engine_of(config, log).drain()
+    assert read_profile(config, "user_id", "u1")["computed_traits"]["event_count"] == 1
+
+
+def test_a_merged_profile_is_found_by_all_its_identifiers(config, log):
+    send(log, message("page", anonymousId="a1"))
+    engine_of(config, log).drain()
+    before = read_profile(config, "anonymous_id", "a1")
+    send(log, message("identify", userId="u1", anonymousId="a1"))
+    engine_of(config, log).drain()
+    after = read_profile(config, "anonymous_id", "a1")
+    assert after == read_profile(config, "user_id", "u1")
+    assert after["computed_traits"]["event_count"] == 2
+    assert after["id"] == before["id"]
+
+
+def test_a_zombie_commits_nothing(config, log, core):
+    send(log, message(userId="u1"), message(userId="u2"))
+    zombie = engine_of(config, log)
+    with psycopg.connect(config.database_url, autocommit=True) as connection:
+        positions = zombie._take_over(connection)
+        stale = read_batch(log, positions, max_events=100, wait=0)
+        # The zombie sleeps; its locks are taken over by force.
+        connection.execute("SELECT pg_advisory_unlock_all()")
+        assert engine_of(config, log).drain() == 2
+        with pytest.raises(Exception, match="another process took it"):
+            zombie._commit(connection, stale)
+    assert len(core.events()) == 2
+
+
+def test_partitions_held_by_another_processor_are_left_to_it(config, log, core):
+    with psycopg.connect(config.database_url, autocommit=True) as connection:
+        assert sorted(engine_of(config, log, [0, 1])._take_over(connection)) == [0, 1]
+        with psycopg.connect(config.database_url, autocommit=True) as other:
+            assert sorted(engine_of(config, log)._take_over(other)) == [2, 3]
+
+
+def test_processed_entries_are_trimmed_and_the_checkpoint_is_kept(config, log):
+    send(log, message(userId="u1"))
+    send(log, message(userId="u1"))
+    engine_of(config, log).drain()
+    server = redis.Redis.from_url(config.log_url)
+    partition = partition_of("user_id:u1", 4)
+    assert server.xlen(f"martech:log:{partition}") == 1
+    engine_of(config, log).drain()
+
+
+def test_a_log_that_lost_what_was_not_read_stops_the_engine(config, log):
+    send(log, message(userId="u1"))
+    engine_of(config, log).drain()
+    redis.Redis.from_url(config.log_url).delete(f"martech:log:{partition_of('user_id:u1', 4)}")
+    with pytest.raises(PermanentError, match="no longer holds its checkpoint"):
+        engine_of(config, log).drain()
+
+
+def test_a_log_with_wrong_settings_stops_the_engine(config, log):
+    server = redis.Redis.from_url(config.log_url)
+    server.config_set("appendfsync", "everysec")
+    try:
+        with pytest.raises(ConfigurationError, match="appendfsync"):
+            engine_of(config, log).run()
+    finally:
+        server.config_set("appendfsync", "always")
+
+
+def test_old_days_in_the_log_get_their_table_partitions(config, log, core):
+    received = clock.now_us() - 40 * 86_400_000_000
+    entry = Entry(
+        "", [Delivery(1, received, "", b"", b"", [Event("", "", 0, json.dumps(message(userId="u1")).encode())])]
+    )
+    append(log, [(0, encode_entry(entry))])
+    assert engine_of(config, log).drain() == 1
+    assert core.events()[0]["received_at"] == clock.from_us(received)
+
+
+def test_a_reader_hands_over_what_it_meets(log, config):
+    append(log, [(0, b"\x09unknown")])
+    reader = Reader(log, {0: ""}, config)
+    with pytest.raises(PermanentError, match="newer version"):
+        reader.take(5)
+    reader.stop()
+
+
+def test_partitions_are_written_as_ranges():
+    assert parse_partitions("0-2,5", 8) == [0, 1, 2, 5]
+    for wrong in ("", "x", "3-", "0-8"):
+        with pytest.raises(PermanentError):
+            parse_partitions(wrong, 8)
+
+
+def test_killing_the_processor_again_and_again_loses_and_doubles_nothing(config, log, core):
+    environment = os.environ | {
+        "DATABASE_URL": config.database_url, "LOG_PARTITIONS": "4", "PROCESSOR_BATCH_EVENTS": "200",
+    }  # fmt: skip
+    command = [sys.executable, str(MANAGE), "process_events"]
+    sent = [
+        message(userId=f"u{number % 50}", event="Order Completed", properties={"total": 1.1}) for number in range(4000)
+    ]
+    for start in range(0, len(sent), 100):
+        send(log, *sent[start : start + 100])
+    for pause in (0.2, 0.3, 0.4):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        before = len(core.events())
+        while len(core.events()) == before < 4000 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(pause / 10)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    engine_of(config, log).drain()
+    assert len(core.events()) == 4000
+    totals = core.rows(
+        "SELECT computed_traits->'event_count' AS n, computed_traits->>'total_spent' AS total FROM customer_profiles"
+    )
+    assert {(row["n"], row["total"]) for row in totals} == {(80, "88")}
+    assert len(totals) == 50
