@@ -16,7 +16,8 @@ import pytest
 import redis
 
 from cdp import config as cdp_config
-from cdp.engines.local import LocalEngine, Reader, parse_partitions, read_batch
+from cdp.engines.local import LocalEngine, parse_partitions
+from cdp.engines.reading import Ahead, Reader
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, encode_entry, partition_of
 from cdp.profiles import ProfileReader
@@ -155,8 +156,8 @@ def test_a_zombie_commits_nothing(config, log, core):
     send(log, message(userId="u1"), message(userId="u2"))
     zombie = engine_of(config, log)
     with psycopg.connect(config.database_url, autocommit=True) as connection:
-        positions = zombie._take_over(connection)
-        stale = read_batch(log, positions, max_events=100, wait=0)
+        positions = zombie._take_over(connection, range(4))
+        stale = Ahead(log, positions).take(max_events=100, wait=0)
         # The zombie sleeps; its locks are taken over by force.
         connection.execute("SELECT pg_advisory_unlock_all()")
         assert engine_of(config, log).drain() == 2
@@ -165,11 +166,40 @@ def test_a_zombie_commits_nothing(config, log, core):
     assert len(core.events()) == 2
 
 
-def test_partitions_held_by_another_processor_are_left_to_it(config, log, core):
-    with psycopg.connect(config.database_url, autocommit=True) as connection:
-        assert sorted(engine_of(config, log, [0, 1])._take_over(connection)) == [0, 1]
-        with psycopg.connect(config.database_url, autocommit=True) as other:
-            assert sorted(engine_of(config, log)._take_over(other)) == [2, 3]
+def test_partitions_held_by_another_processor_are_taken_when_it_lets_go(config, log, core):
+    engine = engine_of(config, log)
+    with psycopg.connect(config.database_url, autocommit=True) as other:
+        assert sorted(engine_of(config, log, [0, 1])._take_over(other, [0, 1])) == [0, 1]
+        running = threading.Thread(target=engine.run)
+        running.start()
+        send(log, *[message(userId=f"u{number}") for number in range(40)])
+        theirs = sum(partition_of(f"user_id:u{number}", 4) in (0, 1) for number in range(40))
+        wait_until(lambda: len(core.events()) == 40 - theirs)
+    wait_until(lambda: len(core.events()) == 40)
+    engine.stop()
+    running.join(10)
+
+
+def wait_until(true, seconds=15):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_batch_takes_whole_entries_from_every_partition_in_turn(log):
+    for number in range(6):
+        send(log, *[message(userId=f"u{other}", n=number) for other in range(8)])
+    ahead = Ahead(log, dict.fromkeys(range(4), ""))
+    sizes, numbers = [], {}
+    while (batch := ahead.take(max_events=10, wait=0)).positions:
+        sizes.append(len(batch.arrivals))
+        for arrival in batch.arrivals:
+            body = json.loads(arrival.event.body)
+            numbers.setdefault(body["userId"], []).append(body["n"])
+    assert sum(sizes) == 48
+    assert len(sizes) > 2
+    assert all(order == list(range(6)) for order in numbers.values())
 
 
 def test_processed_entries_are_trimmed_and_the_checkpoint_is_kept(config, log):
@@ -212,7 +242,7 @@ def test_old_days_in_the_log_get_their_table_partitions(config, log, core):
 
 def test_a_reader_hands_over_what_it_meets(log, config):
     append(log, [(0, b"\x09unknown")])
-    reader = Reader(log, {0: ""}, config)
+    reader = Reader(log, {0: ""}, max_events=10, wait=0.01)
     with pytest.raises(PermanentError, match="newer version"):
         reader.take(5)
     reader.stop()

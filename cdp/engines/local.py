@@ -6,11 +6,9 @@ A thread reads and decodes the next batch while PostgreSQL works on this one: th
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -18,9 +16,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from cdp import partitions as tables
 from cdp.config import Config
-from cdp.log.base import Log, LogUnavailable, decode_entry
+from cdp.engines.reading import Ahead, Batch, Reader
+from cdp.log.base import Log, LogUnavailable
 from cdp.processing import store
-from cdp.processing.pipeline import Applied, Arrival, Pipeline, again, arrive
+from cdp.processing.pipeline import Applied, Arrival, Pipeline, again
 from cdp.profiles import ProfileCache
 from martech.lib import clock
 from martech.lib.errors import PermanentError
@@ -43,96 +42,10 @@ DELAY = Gauge(
 LOCK_CLASS = 0x6D617274
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 TRIM_SECONDS = 1.0
-
-
-@dataclass(slots=True)
-class Batch:
-    """What was read in one go: events, where they were read from, and where that leads."""
-
-    arrivals: list[Arrival] = field(default_factory=list)
-    read_from: dict[int, str] = field(default_factory=dict)
-    positions: dict[int, str] = field(default_factory=dict)
-    events: dict[int, int] = field(default_factory=dict)
-
-
-def read_batch(log: Log, positions: dict[int, str], *, max_events: int, wait: float) -> Batch:
-    """Read and decode the next events after `positions`, about `max_events` of them at the most.
-
-    An entry is never split, so that a position always lies between entries.
-    """
-    batch = Batch()
-    # Entries of a busy log hold tens to hundreds of events each.
-    found = log.read(positions, limit=max(1, max_events // 50), wait=wait)
-    for partition, entries in found.items():
-        room = max_events // len(found)
-        batch.read_from[partition] = positions[partition]
-        for stored in entries:
-            count = _take(batch, partition, stored.position, stored.payload)
-            batch.positions[partition] = stored.position
-            batch.events[partition] = batch.events.get(partition, 0) + count
-            room -= count
-            if room <= 0:
-                break
-    return batch
-
-
-def _take(batch: Batch, partition: int, position: str, payload: bytes) -> int:
-    entry = decode_entry(payload)
-    before = len(batch.arrivals)
-    for delivery in entry.deliveries:
-        batch.arrivals += [arrive(event, delivery, partition, position) for event in delivery.events]
-    return len(batch.arrivals) - before
-
-
-class Reader(threading.Thread):
-    """Reads ahead by one batch; what goes wrong is handed to whoever takes the next batch."""
-
-    def __init__(self, log: Log, positions: dict[int, str], config: Config) -> None:
-        super().__init__(name="reader", daemon=True)
-        self._log, self._positions, self._config = log, dict(positions), config
-        self._batches: queue.Queue[Batch | Exception] = queue.Queue(maxsize=1)
-        self._stopped = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        """Read until stopped; called by the thread."""
-        while not self._stopped.is_set():
-            try:
-                batch = read_batch(
-                    self._log,
-                    self._positions,
-                    max_events=self._config.processor_batch_events,
-                    wait=self._config.processor_poll_seconds,
-                )
-            except Exception as error:
-                self._hand_over(error)
-                return
-            if batch.positions:
-                self._positions |= batch.positions
-                self._hand_over(batch)
-
-    def _hand_over(self, item: Batch | Exception) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._batches.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def take(self, timeout: float) -> Batch | None:
-        """Return the next batch, None when none came within `timeout` seconds; raises what the thread met."""
-        try:
-            item = self._batches.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def stop(self) -> None:
-        """Stop reading and wait for the thread."""
-        self._stopped.set()
-        self.join(10)
+# How often checkpoints show that their processor lives, though nothing comes.
+SHOW_SECONDS = 5.0
+# How often a processor looks for partitions that another one let go.
+LOOK_SECONDS = 2.0
 
 
 class LocalEngine:
@@ -144,7 +57,7 @@ class LocalEngine:
         self.pipeline = Pipeline(duplicate_window_days=config.duplicate_window_days)
         self.cache = ProfileCache(config.cache_url, ttl_seconds=config.cache_ttl_seconds)
         self._stopping = threading.Event()
-        self._trimmed_at = 0.0
+        self._trimmed_at = self._shown_at = 0.0
         self._covered: tuple[datetime, datetime] | None = None
 
     def stop(self) -> None:
@@ -175,56 +88,66 @@ class LocalEngine:
         total = 0
         with psycopg.connect(self.config.database_url, autocommit=True) as connection:
             self._cover(connection)
-            positions = self._take_over(connection)
-            while batch := self._read_now(positions):
+            positions = self._take_over(connection, self.wanted)
+            ahead = Ahead(self.log, positions)
+            while (batch := ahead.take(max_events=self.config.processor_batch_events, wait=0)).positions:
                 self._commit(connection, batch)
                 positions |= batch.positions
                 total += len(batch.arrivals)
             self._trim(positions)
         return total
 
-    def _read_now(self, positions: dict[int, str]) -> Batch | None:
-        batch = read_batch(self.log, positions, max_events=self.config.processor_batch_events, wait=0)
-        return batch if batch.positions else None
-
     def _serve(self, connection: store.Connection) -> None:
+        """Process over one connection, whose advisory locks own the partitions."""
         self.log.check()
         self._cover(connection)
-        positions = self._take_over(connection)
-        if not positions:
-            self._stopping.wait(1)
-            return
-        reader = Reader(self.log, positions, self.config)
+        positions: dict[int, str] = {}
+        while not self._stopping.is_set():
+            missing = [one for one in self.wanted if one not in positions]
+            positions |= self._take_over(connection, missing)
+            if positions:
+                self._follow(connection, positions)
+            else:
+                self._stopping.wait(LOOK_SECONDS)
+
+    def _follow(self, connection: store.Connection, positions: dict[int, str]) -> None:
+        """Process what comes; returns when it is time to look for partitions that others let go."""
+        reader = Reader(
+            self.log,
+            positions,
+            max_events=self.config.processor_batch_events,
+            wait=self.config.processor_poll_seconds,
+        )
+        look_again = time.monotonic() + (LOOK_SECONDS if len(positions) < len(self.wanted) else float("inf"))
         try:
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() and time.monotonic() < look_again:
                 batch = reader.take(0.25)
                 if batch is not None:
                     self._commit(connection, batch)
                     positions |= batch.positions
                 elif not self.cache.heal():
                     logger.debug("the cache is away")
-                self._trim_sometimes(positions)
+                self._keep_house(connection, positions)
         finally:
             reader.stop()
 
-    def _take_over(self, connection: store.Connection) -> dict[int, str]:
-        """Lock the wanted partitions that are free and return their positions; make missing checkpoints."""
+    def _take_over(self, connection: store.Connection, partitions: Sequence[int]) -> dict[int, str]:
+        """Lock those of the partitions that are free and return their positions; make missing checkpoints."""
         name = self.log.name
-        for partition in self.wanted:
+        for partition in partitions:
             connection.execute(
                 "INSERT INTO cdp_checkpoint (log, partition, position, events, updated_at)"
                 " VALUES (%s, %s, '', 0, now()) ON CONFLICT DO NOTHING",
                 [name, partition],
             )
-        owned = [one for one in self.wanted if self._owns(connection, one)]
-        if len(owned) < len(self.wanted):
-            logger.info("partitions %s are held by another processor", sorted(set(self.wanted) - set(owned)))
+        owned = [one for one in partitions if self._owns(connection, one)]
         rows = connection.execute(
             "SELECT partition, position FROM cdp_checkpoint WHERE log = %s AND partition = ANY(%s)", [name, owned]
         ).fetchall()
         for partition, position in rows:
             self.log.verify(partition, position)
-        logger.info("processing partitions %s of %s", owned, name)
+        if owned:
+            logger.info("processing partitions %s of %s", owned, name)
         return dict(rows)
 
     def _owns(self, connection: store.Connection, partition: int) -> bool:
@@ -274,10 +197,18 @@ class LocalEngine:
         midnight = datetime(first.year, first.month, first.day, tzinfo=UTC)
         self._covered = (midnight, midnight + timedelta(days=ahead))
 
-    def _trim_sometimes(self, positions: dict[int, str]) -> None:
-        if self.log.supports_trim and time.monotonic() - self._trimmed_at > TRIM_SECONDS:
-            self._trimmed_at = time.monotonic()
+    def _keep_house(self, connection: store.Connection, positions: dict[int, str]) -> None:
+        """Now and then trim the log, and show in the checkpoints that we live."""
+        now = time.monotonic()
+        if self.log.supports_trim and now - self._trimmed_at > TRIM_SECONDS:
+            self._trimmed_at = now
             self._trim(positions)
+        if now - self._shown_at > SHOW_SECONDS:
+            self._shown_at = now
+            connection.execute(
+                "UPDATE cdp_checkpoint SET updated_at = now() WHERE log = %s AND partition = ANY(%s)",
+                [self.log.name, list(positions)],
+            )
 
     def _trim(self, positions: dict[int, str]) -> None:
         """Forget what PostgreSQL has: a commit with synchronous_commit=on has been flushed."""
