@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -153,6 +154,7 @@ class Collector:
         await receive()
         try:
             async with self.running():
+                _spare_collections()
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
         except ConfigurationError as error:
@@ -180,6 +182,13 @@ class Collector:
             await self._profiles.aclose()
             await self._log.aclose()
             self._log.close()
+
+
+def _spare_collections() -> None:
+    """Keep the garbage collector off what lives as long as the process: looking at it took a tenth of all time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def _failed(endpoint: str, error: Exception) -> Answer:

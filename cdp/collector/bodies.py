@@ -70,15 +70,17 @@ class Body:
     async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
         """Return the whole body, decompressed; Refused (400, 413, 415, 429, 503) where it can't be taken."""
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self._limit:
+        expected = int(length) if length.isdigit() else -1
+        if expected > self._limit:
             if headers.get(b"expect", b"").lower() != b"100-continue":
-                await _drain(receive, int(length))
+                await _drain(receive, expected)
             raise self._too_large()
         message = await receive()
         if message["type"] != "http.request":
             raise Disconnected
         data: bytes = message.get("body", b"")
-        if message.get("more_body"):
+        # Granian says that more may come even after the last byte; the usual body came in one piece.
+        if message.get("more_body") and len(data) != expected:
             data = await self._rest(receive, data)
         else:
             self._hold(data)

@@ -18,11 +18,13 @@ from cdp.collector.messages import (
     Item,
     Request,
     Sender,
+    is_plain,
     own_key,
     parcels,
     read_batch,
     read_item,
     read_single,
+    request_of,
     skew,
 )
 from cdp.collector.splitter import Malformed
@@ -79,7 +81,7 @@ class Tracking:
         body = Body(self._room, self._config.collector_request_bytes)
         try:
             data = await body.read(receive, headers)
-            request = Request(call.kind, clock.now_us(), self._proxies.client(scope))
+            request = request_of(call.kind, clock.now_us(), self._proxies.client(scope), data)
             taking = self._single if call.kind else self._batch
             positions = await taking(data, request, headers, call)
         except Malformed as error:
@@ -95,14 +97,16 @@ class Tracking:
             key = await self._write_key(body_key)
         _check_call(key, call.name)
         if item.head is not None:
-            request = request._replace(skew_us=skew(item.head.sent_at, request.received_us, self._skew_us))
+            request.skew_us = skew(item.head.sent_at, request.received_us, self._skew_us)
         found = parcels([(item, _sender(key))], request, self._partitions)
         positions = await self._submit(found, len(data))
-        self._refuse_violation(found[0][1])
+        self._refuse_violation(item, found[0][1])
         return positions
 
-    def _refuse_violation(self, delivery: Delivery) -> None:
+    def _refuse_violation(self, item: Item, delivery: Delivery) -> None:
         """Tell the sender of a single call what is wrong with it; the processor quarantines it for the same reason."""
+        if is_plain(item, delivery.events[0].kind, self._config.collector_event_bytes):
+            return
         verdict = decode(delivery.events[0], delivery, max_bytes=self._config.collector_event_bytes)
         if isinstance(verdict, Rejection):
             raise Refused(400, verdict.reason, verdict.detail)
@@ -112,10 +116,10 @@ class Tracking:
         batch = await _aside_if_large(read_batch, data)
         if len(batch.items) > MOST_EVENTS:
             raise Refused(413, "too_many_events", f"A batch may have {MOST_EVENTS} events. Send smaller batches.")
-        request = request._replace(context=batch.context, integrations=batch.integrations)
+        request.context, request.integrations = batch.context, batch.integrations
         # An import's times are history, told by no device's clock.
         if call.name != "import":
-            request = request._replace(skew_us=skew(batch.sent_at, request.received_us, self._skew_us))
+            request.skew_us = skew(batch.sent_at, request.received_us, self._skew_us)
         items: list[Item] = []
         for bodies in _slices(batch.items):
             items += map(read_item, bodies)
