@@ -8,7 +8,7 @@ class CdpConfig(AppConfig):
     verbose_name = "Customer data"
 
     def ready(self) -> None:
-        """Connect what follows a migration, or a change of keys."""
-        from cdp import keys, roles  # noqa: F401 - `keys` connects its own receivers
+        """Connect what follows a migration, or a change of keys and definitions."""
+        from cdp import definitions, keys, roles  # noqa: F401 - the first two connect their own receivers
 
         post_migrate.connect(roles.assign, sender=self, dispatch_uid="cdp.roles")

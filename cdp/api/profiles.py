@@ -1,0 +1,235 @@
+"""Profiles, their timelines and identifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from asgiref.sync import async_to_sync
+from django.conf import settings
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from msgspec import Raw
+from rest_framework import serializers
+from rest_framework.exceptions import NotFound
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from cdp import lookup, masking, timeline
+from cdp.api import lists
+from cdp.api.access import masks
+from cdp.models import Identifier
+from cdp.processing.decode import TYPES
+from cdp.profiles import ProfileReader
+from martech.lib.errors import RetryableError
+
+READ = {"GET": "profiles:read"}
+# How long a read that asks for a position waits for it.
+POSITION_SECONDS = 5.0
+REFERENCE = OpenApiParameter(
+    "reference", str, OpenApiParameter.PATH, description="A profile's id, or `namespace:value` of an identifier"
+)
+
+
+class IdentifierSerializer(serializers.Serializer):
+    """A namespace and a value."""
+
+    namespace = serializers.CharField()
+    value = serializers.CharField()
+
+
+class ProfileSerializer(serializers.Serializer):
+    """A person as we know them."""
+
+    id = serializers.UUIDField()
+    identifiers = IdentifierSerializer(many=True)
+    traits = serializers.DictField(help_text="What sources said")
+    computed_traits = serializers.DictField(help_text="What the platform computed of the events")
+    version = serializers.IntegerField(help_text="Counts accepted changes")
+    as_of = serializers.DateTimeField(help_text="When this was true")
+    created_at = serializers.DateTimeField()
+    updated_at = serializers.DateTimeField()
+
+
+class EventSerializer(serializers.Serializer):
+    """An event of a timeline."""
+
+    event_id = serializers.IntegerField()
+    event_type = serializers.ChoiceField(choices=sorted(TYPES))
+    name = serializers.CharField(help_text="The event's, page's or screen's name")
+    properties = serializers.DictField(help_text="Properties, or the traits of identify and group")
+    context = serializers.DictField()  # type: ignore[assignment]
+    identifiers = IdentifierSerializer(many=True)
+    occurred_at = serializers.DateTimeField(help_text="The sender's time, corrected")
+    received_at = serializers.DateTimeField()
+    ingested_at = serializers.DateTimeField()
+    message_id = serializers.CharField()
+    source = serializers.CharField(allow_null=True, help_text="Its name")  # type: ignore[assignment]
+    flags = serializers.ListField(child=serializers.CharField(), help_text="What was remarkable, such as future_time")
+
+
+class IdentifierRowSerializer(IdentifierSerializer):
+    """An identifier of a profile."""
+
+    created_at = serializers.DateTimeField()
+
+
+class PositionQuery(lists.Query):
+    """What every read of one profile takes."""
+
+    min_position = serializers.CharField(
+        required=False, default="", help_text="Of the header `X-Martech-Position`: wait until its effects are visible"
+    )
+
+
+class ProfilesQuery(lists.ListQuery):
+    """What the list of profiles takes."""
+
+    identifier = serializers.CharField(required=False, default="", help_text="`namespace:value`: only its profile")
+
+    def validate_identifier(self, value: str) -> str:
+        """Return the identifier; it has a namespace."""
+        if value and ":" not in value:
+            raise serializers.ValidationError("Write it as namespace:value, such as user_id:42.")
+        return value
+
+
+class TimelineQuery(lists.ListQuery, PositionQuery):
+    """What a timeline takes."""
+
+    type = serializers.ChoiceField(choices=sorted(TYPES), required=False, default="")
+    name = serializers.CharField(required=False, default="", help_text="The event's exact name")
+    since = serializers.DateTimeField(required=False, default=None, help_text="Included")
+    until = serializers.DateTimeField(required=False, default=None, help_text="Not included")
+
+
+class IdentifiersQuery(lists.ListQuery, PositionQuery):
+    """What the list of a profile's identifiers takes."""
+
+
+class NotYet(RetryableError):
+    """The asked position has not been processed in time."""
+
+    code = "position_not_reached"
+
+
+def wait_for(token: str) -> None:
+    """Wait until the effects of a position token can be read; NotYet where that takes too long."""
+    if token and not async_to_sync(_wait)(token):
+        raise NotYet(f"Position {token} was not processed within {POSITION_SECONDS:g} s. Try again.")
+
+
+async def _wait(token: str) -> bool:
+    reader = ProfileReader(settings.CONFIG.cache_url, settings.CONFIG.database_url)
+    try:
+        return await reader.wait_for(token, POSITION_SECONDS)
+    finally:
+        await reader.aclose()
+
+
+def found(reference: str) -> UUID:
+    """Return the id of the profile that an address names, or answer 404."""
+    profile_id = lookup.by_reference(reference)
+    if profile_id is None:
+        raise NotFound(f"There is no profile {reference}.", "profile_not_found")
+    return profile_id
+
+
+def _shown(document: bytes, *, masked: bool) -> Any:
+    return masking.document(msgspec.json.decode(document)) if masked else Raw(document)
+
+
+class Profiles(APIView):
+    """All profiles."""
+
+    scopes = READ
+
+    @extend_schema(operation_id="list_profiles", parameters=[ProfilesQuery], responses=lists.page_of(ProfileSerializer))
+    def get(self, request: Request) -> Response:
+        """List profiles, newest first."""
+        query, masked = lists.read(request, ProfilesQuery), masks(request)
+        if query["identifier"]:
+            profile_id = lookup.by_identifier(*query["identifier"].split(":", 1))
+            document = lookup.document(profile_id) if profile_id else None
+            return Response({"results": [_shown(document, masked=masked)] if document else [], "next": None})
+        rows = lookup.newest(
+            limit=query["limit"] + 1, before=lists.position(query["cursor"], lists.instant, lists.profile_id)
+        )
+        return lists.respond(
+            request, rows, query["limit"], position=lambda row: row[:2], show=lambda row: _shown(row[2], masked=masked)
+        )
+
+
+class Profile(APIView):
+    """One profile."""
+
+    scopes = READ
+
+    @extend_schema(operation_id="get_profile", parameters=[REFERENCE, PositionQuery], responses=ProfileSerializer)
+    def get(self, request: Request, reference: str) -> Response:
+        """Get a profile by its id or one of its identifiers; a merged one answers as the profile it became part of."""
+        wait_for(lists.read(request, PositionQuery)["min_position"])
+        document = lookup.document(found(reference))
+        return Response(_shown(document or b"null", masked=masks(request)))
+
+
+class Timeline(APIView):
+    """A profile's events."""
+
+    scopes = READ
+
+    @extend_schema(
+        operation_id="list_profile_events",
+        parameters=[REFERENCE, TimelineQuery],
+        responses=lists.page_of(EventSerializer),
+    )
+    def get(self, request: Request, reference: str) -> Response:
+        """List the events of a profile's identifiers, newest first."""
+        query = lists.read(request, TimelineQuery)
+        before = lists.position(query["cursor"], lists.instant, lists.row_id)
+        wait_for(query["min_position"])
+        rows = timeline.of_profile(
+            found(reference),
+            limit=query["limit"] + 1,
+            before=timeline.Position(*before) if before else None,
+            wanted=timeline.Filter(query["type"], query["name"], query["since"], query["until"]),
+        )
+        return lists.respond(
+            request,
+            rows,
+            query["limit"],
+            position=lambda row: (row["occurred_at"], row["event_id"]),
+            show=_masked_event if masks(request) else _event,
+        )
+
+
+def _event(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {name: Raw(row[name].encode()) for name in timeline.JSON_COLUMNS}
+
+
+def _masked_event(row: dict[str, Any]) -> dict[str, Any]:
+    return masking.event(timeline.decoded(row))
+
+
+class Identifiers(APIView):
+    """A profile's identifiers."""
+
+    scopes = READ
+
+    @extend_schema(
+        operation_id="list_profile_identifiers",
+        parameters=[REFERENCE, IdentifiersQuery],
+        responses=lists.page_of(IdentifierRowSerializer),
+    )
+    def get(self, request: Request, reference: str) -> Response:
+        """List a profile's identifiers, newest first."""
+        query, masked = lists.read(request, IdentifiersQuery), masks(request)
+        wait_for(query["min_position"])
+        rows = Identifier.objects.filter(profile_id=found(reference)).only("namespace", "value", "created_at")
+        return lists.by_id(request, rows, query, lambda row: _identifier(row, masked=masked))
+
+
+def _identifier(row: Identifier, *, masked: bool) -> dict[str, Any]:
+    value = masking.text(row.value) if masked else row.value
+    return {"namespace": row.namespace, "value": value, "created_at": row.created_at}

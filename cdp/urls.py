@@ -1,0 +1,27 @@
+"""Addresses of the REST API. The tracking calls beside them are the collector's, which stands in front."""
+
+from django.urls import path
+from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
+
+from cdp.api import api_keys, dead_letters, definitions, profiles, sources
+
+# An identifier's value may hold anything, slashes too: the longer addresses come first.
+urlpatterns = [
+    path("profiles", profiles.Profiles.as_view()),
+    path("profiles/<path:reference>/events", profiles.Timeline.as_view()),
+    path("profiles/<path:reference>/identifiers", profiles.Identifiers.as_view()),
+    path("profiles/<path:reference>", profiles.Profile.as_view()),
+    path("identity-decisions", definitions.Decisions.as_view()),
+    path("traits", definitions.Traits.as_view()),
+    path("sources", sources.Sources.as_view()),
+    path("sources/<int:source_id>", sources.SourceDetail.as_view()),
+    path("sources/<int:source_id>/rotate-key", sources.RotateKey.as_view()),
+    path("api-keys", api_keys.ApiKeys.as_view()),
+    path("api-keys/<int:key_id>/revoke", api_keys.RevokeApiKey.as_view()),
+    path("dead-letters", dead_letters.DeadLetters.as_view()),
+    path("dead-letters/summary", dead_letters.Summary.as_view()),
+    path("dead-letters/replay", dead_letters.Replay.as_view()),
+    path("dead-letters/<int:letter_id>", dead_letters.DeadLetterDetail.as_view()),
+    path("openapi.json", SpectacularJSONAPIView.as_view(), name="openapi"),
+    path("docs", SpectacularSwaggerView.as_view(url_name="openapi"), name="docs"),
+]
