@@ -27,7 +27,7 @@ def load() -> Options:
         data=_data(
             env.text("MARTECH_DATA", ".martech", "Directory of the embedded servers, secrets, metrics and logs")
         ),
-        host=env.text("HOST", "127.0.0.1", "Address the web process listens on; 0.0.0.0 for every network"),
+        host=env.text("WEB_HOST", "127.0.0.1", "Address the web process listens on; 0.0.0.0 for every network"),
         port=env.integer("PORT", 8000, "Port of the web process", minimum=1, maximum=65535),
         web_workers=env.integer("WEB_WORKERS", 1, "Granian worker processes", minimum=1, maximum=256),
         worker_concurrency=env.integer(

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import http.client
 import json
+import os
 import resource
 import signal
 import socket
@@ -64,9 +65,16 @@ def run(work: Work | None = None) -> int:
                 return status
             while not platform.supervisor.unheard.wait(1):
                 pass
+            _discard_output()
     except Stop:
         return 0 if done or work is None else 130
     return 0
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere: Python would complain about it at its end."""
+    with open(os.devnull, "w") as null, contextlib.suppress(OSError):
+        os.dup2(null.fileno(), sys.__stdout__.fileno() if sys.__stdout__ else 1)
 
 
 @contextlib.contextmanager
@@ -124,7 +132,7 @@ def require_free_port(settings: Options) -> None:
             elif error.errno == errno.EACCES:
                 why = "is reserved for root: choose a port above 1023 with PORT=…"
             else:
-                why = f"cannot be listened on ({error}): correct HOST=…"
+                why = f"cannot be listened on ({error}): correct WEB_HOST=…"
             raise ConfigurationError(f"The address {where} {why}.") from error
 
 
@@ -160,14 +168,16 @@ def _prepare(home: Home, supervisor: Supervisor) -> Access:
 
 
 def _await_ready(settings: Options, supervisor: Supervisor) -> None:
-    told = ""
+    told, pause = "", 0.1
     while why := _why_not_ready(settings):
         if supervisor.unheard.is_set():
+            _discard_output()
             raise Stop
         if why != told:
             told = why
             supervisor.say(f"not ready yet: {why}")
-        time.sleep(0.2)
+        time.sleep(pause)
+        pause = min(pause * 1.2, 1.0)
 
 
 def _why_not_ready(settings: Options) -> str:

@@ -23,6 +23,7 @@ SETTINGS = {
     "checkpoint_timeout": "15min",
     "wal_compression": "on",
     "log_min_messages": "warning",
+    "log_checkpoints": "off",
     "log_line_prefix": "[%p] ",
     "log_timezone": "UTC",
     "timezone": "UTC",

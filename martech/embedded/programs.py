@@ -27,7 +27,7 @@ def programs(options: Options) -> list[Program]:
         Program(
             name="worker",
             command=[
-                python, "-m", "celery", "-A", "martech.celery", "worker", "-Q", QUEUES, "-n", "worker@%h",
+                python, "-m", "celery", "-q", "-A", "martech.celery", "worker", "-Q", QUEUES, "-n", "worker@%h",
                 "--concurrency", str(options.worker_concurrency), "--without-gossip", "--without-mingle",
             ],
             stage=STAGE_PROGRAMS,
@@ -38,7 +38,7 @@ def programs(options: Options) -> list[Program]:
         Program(
             name="beat",
             command=[
-                python, "-m", "celery", "-A", "martech.celery", "beat", "-S",
+                python, "-m", "celery", "-q", "-A", "martech.celery", "beat", "-S",
                 "django_celery_beat.schedulers:DatabaseScheduler",
             ],
             stage=STAGE_PROGRAMS,

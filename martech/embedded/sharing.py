@@ -13,12 +13,12 @@ import contextlib
 import fcntl
 import os
 import secrets
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import TextIO, cast
+
+import psutil
 
 from martech.embedded import options
 from martech.embedded.failures import explained
@@ -120,6 +120,7 @@ def _start_keeper(home: Home) -> None:
     with cast(TextIO, keeper.stdout) as stdout:
         answer = stdout.read().strip()
     if answer != "ready":
+        keeper.wait(STOP_SECONDS)
         raise ConfigurationError(answer or f"The embedded servers did not start: {home.run / 'servers.log'} says why.")
 
 
@@ -132,7 +133,7 @@ def _leave(home: Home, users: TextIO) -> None:
         except BlockingIOError:
             return
         if running is not None and running["owner"] == "command":
-            os.kill(running["pid"], signal.SIGTERM)
-            deadline = time.monotonic() + STOP_SECONDS
-            while home.is_locked("owner") and time.monotonic() < deadline:
-                time.sleep(0.02)
+            with contextlib.suppress(psutil.Error):
+                keeper = psutil.Process(running["pid"])
+                keeper.terminate()
+                keeper.wait(STOP_SECONDS)
