@@ -1,8 +1,12 @@
 """Partitions of the big tables: made ahead, and dropped when retention or a window says so.
 
-A partition is attached, not created in place: attaching takes a lock that lets inserts go on.
+A partition is attached, not created in place: attaching takes a lock that lets inserts go on. Its foreign key
+still needs one that profiles' writers hold, and whoever waits for such a lock holds up all that come after:
+so each try waits a little only, and gives way between.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -12,7 +16,9 @@ from psycopg import sql
 EVENTS = "event_stream"
 DUPLICATES = "event_duplicate"
 KEYS = {EVENTS: "ingested_at", DUPLICATES: "received_at"}
-LOCK_TIMEOUT = "2s"
+# How long each try may wait for its locks, in seconds: long batches let a short one never through.
+TRIES = (0.1, 0.2, 0.5, 1.0, 2.0)
+PAUSE = 0.2
 EPOCH = date(2000, 1, 3)
 
 
@@ -59,14 +65,54 @@ def ensure(connection: psycopg.Connection, table: str, *, days: int, today: date
 
     Each is made in a transaction of its own, so it may be called at any time by any process.
     Existing partitions of another size are respected: only days that no partition holds are covered.
+    Raises LockNotAvailable, which is an OperationalError, when others kept the locks.
     """
     made = []
     for offset in range(ahead + 1):
         day = today + timedelta(days=offset)
-        held = existing(connection, table)
-        if not any(partition.start <= day < partition.end for partition in held):
-            made.append(_make(connection, table, _fitted(partition_for(table, day, days=days), day, held)))
+        if not _held(existing(connection, table), day):
+            made += _gently(connection, lambda day=day: _make(connection, table, day, days))  # type: ignore[misc]
     return made
+
+
+def _held(partitions: list[Partition], day: date) -> bool:
+    return any(partition.start <= day < partition.end for partition in partitions)
+
+
+def _gently(connection: psycopg.Connection, change: Callable[[], list[str]]) -> list[str]:
+    """Make a change of tables in a transaction, waiting for locks only briefly, several times."""
+    for seconds in TRIES:
+        try:
+            with connection.transaction():
+                connection.execute(
+                    sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{seconds * 1000:.0f}ms"))
+                )
+                return change()
+        except psycopg.errors.LockNotAvailable:
+            if seconds == TRIES[-1]:
+                raise
+            time.sleep(PAUSE)
+    raise AssertionError("the last try returns or raises")
+
+
+def _make(connection: psycopg.Connection, table: str, day: date, days: int) -> list[str]:
+    # One maker at a time: a second one finds the day held.
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [table])
+    there = existing(connection, table)
+    if _held(there, day):
+        return []
+    partition = _fitted(partition_for(table, day, days=days), day, there)
+    child, parent = sql.Identifier(partition.name), sql.Identifier(table)
+    low, high = (sql.Literal(f"{bound:%Y-%m-%d} 00:00:00+00") for bound in (partition.start, partition.end))
+    connection.execute(
+        sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)").format(
+            child, parent
+        )
+    )
+    connection.execute(
+        sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(parent, child, low, high)
+    )
+    return [partition.name]
 
 
 def _fitted(wanted: Partition, day: date, held: list[Partition]) -> Partition:
@@ -76,38 +122,35 @@ def _fitted(wanted: Partition, day: date, held: list[Partition]) -> Partition:
     return Partition(f"{wanted.name[:-8]}{start:%Y%m%d}", start, end)
 
 
-def _make(connection: psycopg.Connection, table: str, partition: Partition) -> str:
-    child, parent = sql.Identifier(partition.name), sql.Identifier(table)
-    low, high = (sql.Literal(f"{day:%Y-%m-%d} 00:00:00+00") for day in (partition.start, partition.end))
-    with connection.transaction():
-        connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
-        # One maker at a time: a second one finds the partition there.
-        connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [table])
-        if any(there.name == partition.name for there in existing(connection, table)):
-            return partition.name
-        connection.execute(
-            sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)").format(
-                child, parent
-            )
-        )
-        connection.execute(
-            sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(parent, child, low, high)
-        )
-    return partition.name
-
-
 def drop_before(connection: psycopg.Connection, table: str, day: date) -> list[str]:
     """Drop the partitions of `table` that end on or before `day`; return their names.
 
-    Detached concurrently first, so that no reader or writer waits; needs autocommit.
+    Raises LockNotAvailable when others kept the locks; what is left then goes with the next call.
     """
     dropped = []
     for partition in existing(connection, table):
         if partition.end <= day:
-            child = sql.Identifier(partition.name)
-            connection.execute(
-                sql.SQL("ALTER TABLE {} DETACH PARTITION {} CONCURRENTLY").format(sql.Identifier(table), child)
-            )
-            connection.execute(sql.SQL("DROP TABLE {}").format(child))
-            dropped.append(partition.name)
+            dropped += _gently(connection, lambda name=partition.name: _drop(connection, table, name))  # type: ignore[misc]
+    return dropped
+
+
+def _drop(connection: psycopg.Connection, table: str, name: str) -> list[str]:
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [table])
+    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(name)))
+    return [name]
+
+
+def make_ahead(connection: psycopg.Connection, *, event_days: int, today: date) -> list[str]:
+    """Make the coming week's partitions of all tables, those of events `event_days` days long; return their names."""
+    return ensure(connection, EVENTS, days=event_days, today=today) + ensure(
+        connection, DUPLICATES, days=1, today=today
+    )
+
+
+def drop_old(connection: psycopg.Connection, *, event_days: int, duplicate_days: int, today: date) -> list[str]:
+    """Drop what is older than `event_days` (0: keep events for ever) and `duplicate_days`; return their names."""
+    # A day more than the window: a message of its last day may still come.
+    dropped = drop_before(connection, DUPLICATES, today - timedelta(days=duplicate_days + 1))
+    if event_days:
+        dropped += drop_before(connection, EVENTS, today - timedelta(days=event_days))
     return dropped

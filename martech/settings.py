@@ -1,19 +1,18 @@
 """Django's settings, from the environment through typed helpers; the README lists every variable."""
 
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from cdp import config as cdp_config
-from martech.lib import env
+from martech import logging as log_settings
+from martech.embedded import options
+from martech.lib import env, http
 from martech.lib.errors import ConfigurationError
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 CONFIG = cdp_config.load()
 
-MARTECH_DATA = Path(
-    env.text("MARTECH_DATA", ".martech", "Directory of the embedded servers, secrets, metrics and logs")
-).resolve()
-PORT = env.integer("PORT", 8000, "Port of the web process", minimum=1, maximum=65535)
-WEB_WORKERS = env.integer("WEB_WORKERS", 1, "Granian worker processes", minimum=1, maximum=256)
+OPTIONS = options.load()
 
 DEBUG = env.flag("DEBUG", False, "Show Django's error pages; never on a public address")
 SECRET_KEY = env.text("SECRET_KEY", "", "Signs sessions; `make up` keeps one in MARTECH_DATA")
@@ -39,6 +38,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
+    "martech",
     "cdp",
     "crm",
     "emails",
@@ -105,6 +105,76 @@ USE_TZ = True
 STATIC_URL = "static/"
 # Served from the packages themselves: no collectstatic step before the first page.
 WHITENOISE_USE_FINDERS = True
+
+LOGGING = log_settings.from_environment()
+METRICS_TOKEN = env.text(
+    "METRICS_TOKEN", "", "Bearer token that lets other machines read /metrics and the details of /readyz"
+)
+
+DEMO_EXIT = env.flag("DEMO_EXIT", False, "`make demo` stops after the comparison, with its exit status")
+
+# Where calls to other companies' servers may go.
+OUTGOING = http.Guard.parse(
+    env.names("OUTGOING_PRIVATE_HOSTS", "", "Hosts, or host:port, of our own that outgoing calls may reach"),
+    env.names("OUTGOING_PORTS", "80,443", "Ports that outgoing calls may use on public hosts"),
+)
+
+
+def _broker(url: str) -> str:
+    """Return a Redis address as Celery writes it: a Unix socket has another scheme and parameter there."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
+        return url
+    return f"redis+socket://{parts.path}?virtual_host={parse_qs(parts.query).get('db', ['0'])[0]}"
+
+
+TASK_SECONDS = env.integer("TASK_SECONDS", 900, "A task that runs for longer is stopped", minimum=1)
+TASK_REDELIVERY_SECONDS = env.integer(
+    "TASK_REDELIVERY_SECONDS", 1200, "A task whose worker was killed is delivered again after this", minimum=1
+)
+TASK_RUN_DAYS = env.integer("TASK_RUN_DAYS", 7, "Days for which the runs of tasks are kept", minimum=1)
+EVENT_RETENTION_DAYS = env.integer("EVENT_RETENTION_DAYS", 0, "Days after which events are dropped; 0: never")
+
+CELERY_BROKER_URL = _broker(CONFIG.broker_url)
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": TASK_REDELIVERY_SECONDS,
+    # Look every so many seconds for tasks whose worker was killed; the default is every 100.
+    "unacked_restore_interval": max(1, min(10, TASK_REDELIVERY_SECONDS // 4)),
+    "unacked_restore_throttle": 1,
+    # A server that went away without closing its connections is noticed.
+    "socket_connect_timeout": 5,
+    "socket_timeout": 30,
+    "socket_keepalive": True,
+}
+# No results are kept; this is the second of the three places of the same figure (Celery: the shortest wins).
+CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS = {"visibility_timeout": TASK_REDELIVERY_SECONDS}
+CELERY_RESULT_EXPIRES = None
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+# A killed worker's task is delivered again; its starts are counted, so that it cannot go on for ever.
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+# How long a dead process's result is waited for, before its task is given back.
+CELERY_WORKER_LOST_WAIT = 1.0
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_TASK_TIME_LIMIT = TASK_SECONDS
+CELERY_TASK_SOFT_TIME_LIMIT = TASK_SECONDS * 0.9
+CELERY_WORKER_MAX_TASKS_PER_CHILD = 1000
+# On SIGQUIT (SIGTERM too with REMAP_SIGTERM=SIGQUIT): wait so long for running tasks, then give them back.
+CELERY_WORKER_SOFT_SHUTDOWN_TIMEOUT = 5.0
+# Anyone who reaches the broker could stop workers, and events are what /metrics tells already.
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
+CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_REDIRECT_STDOUTS = False
+CELERY_TIMEZONE = "UTC"
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_TASK_CREATE_MISSING_QUEUES = False
+CELERY_TASK_QUEUES = {name: {} for name in ("default", "traits", "crm", "email", "email-transactional", "ml")}
+# Where a task goes that names no queue in its decorator.
+CELERY_TASK_ROUTES = {"crm.tasks.*": {"queue": "crm"}, "emails.tasks.*": {"queue": "email"}}
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [

@@ -1,0 +1,58 @@
+"""The platform's own chores; `martech.celery` says when. Each may run twice, and at the same time as itself."""
+
+import psycopg
+from celery import shared_task
+from django.conf import settings
+from django.db import connection
+from django.utils import timezone
+
+from cdp import integrity, keys, partitions, task_runs
+
+
+@shared_task
+def heartbeat() -> None:
+    """Do nothing: that its run ended well is how worker and beat show that they are alive."""
+
+
+@shared_task
+def publish_keys() -> None:
+    """Write all keys to the collector's store again, since that may have lost them."""
+    keys.publish_keys()
+
+
+@shared_task
+def make_partitions() -> None:
+    """Make the coming week's table partitions."""
+    partitions.make_ahead(_psycopg(), event_days=settings.CONFIG.event_partition_days, today=timezone.now().date())
+
+
+@shared_task
+def drop_partitions() -> None:
+    """Drop the table partitions that retention and the window of duplicates have passed."""
+    windows = {"event_days": settings.EVENT_RETENTION_DAYS, "duplicate_days": settings.CONFIG.duplicate_window_days}
+    partitions.drop_old(_psycopg(), **windows, today=timezone.now().date())
+
+
+@shared_task
+def prove_events() -> None:
+    """Have each partition of events proven by a task of its own."""
+    for partition in partitions.existing(_psycopg(), partitions.EVENTS):
+        prove_partition.delay(partition.name)
+
+
+@shared_task
+def prove_partition(name: str) -> None:
+    """Prove that every event of a partition has its profile."""
+    integrity.count_orphans(_psycopg(), name)
+
+
+@shared_task
+def prune_task_runs() -> None:
+    """Forget old runs of tasks."""
+    task_runs.prune(days=settings.TASK_RUN_DAYS, now=timezone.now())
+
+
+def _psycopg() -> psycopg.Connection:
+    """Return Django's connection as its driver's, which the parts that know no Django take."""
+    connection.ensure_connection()
+    return connection.connection

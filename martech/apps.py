@@ -1,0 +1,11 @@
+from django.apps import AppConfig
+
+
+class MartechConfig(AppConfig):
+    default_auto_field = "django.db.models.BigAutoField"
+    name = "martech"
+    verbose_name = "Platform"
+
+    def ready(self) -> None:
+        """Make the Celery application the one that tasks are sent by, and register the checks."""
+        from martech import celery, checks  # noqa: F401
