@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import psycopg
 import redis
 
+from martech.embedded import guard
 from martech.embedded.postgres import PostgresServer
 from martech.embedded.valkey import ROLES, ValkeyServer
 
@@ -26,18 +28,17 @@ FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "60", "sha
 def _start() -> None:
     # Short, since a Unix socket's path may have 107 bytes at the most.
     home = Path(tempfile.mkdtemp(prefix="mt-", dir="/tmp"))
-    postgres = PostgresServer(home / "pg", home)
-    postgres.prepare()
+    # The server works as another user where root may not have a user namespace.
+    home.chmod(0o711)
+    postgres = PostgresServer(home / "pg", home / "s")
+    postgres.prepare(durable=False)
     valkeys = [ValkeyServer(role, home / role, home / f"{role}.sock") for role in ROLES]
     commands = [postgres.command(**FAST)]
     for valkey in valkeys:
         valkey.prepare()
         commands.append(valkey.command())
-    running = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        for command in commands
-    ]
-    atexit.register(_stop, running, home)
+    running = [_run(command, subprocess.DEVNULL) for command in commands]
+    atexit.register(_stop, running, _guard(running), home)
     _wait(lambda: _create_database(postgres))
     for valkey in valkeys:
         _wait(redis.Redis.from_url(valkey.url).ping)
@@ -47,6 +48,19 @@ def _start() -> None:
         "MARTECH_DATA": str(home),
         "SECRET_KEY": "tests-only-" + "0" * 50,
     }
+
+
+def _run(command: list[str], stdin: int) -> subprocess.Popen:
+    null = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=stdin, stdout=null, stderr=null, start_new_session=True)
+
+
+def _guard(running: list[subprocess.Popen]) -> subprocess.Popen:
+    """Have the servers ended even when this process is killed."""
+    watching = _run([sys.executable, "-I", "-S", guard.__file__], subprocess.PIPE)
+    watching.stdin.write("".join(f"+ {process.pid} {signal.SIGINT.value}\n" for process in running).encode())
+    watching.stdin.flush()
+    return watching
 
 
 def _create_database(postgres: PostgresServer) -> None:
@@ -66,7 +80,7 @@ def _wait(answers) -> None:
             time.sleep(0.02)
 
 
-def _stop(running: list[subprocess.Popen], home: Path) -> None:
+def _stop(running: list[subprocess.Popen], watching: subprocess.Popen, home: Path) -> None:
     for process in running:
         process.send_signal(signal.SIGINT)
     for process in running:
@@ -74,6 +88,7 @@ def _stop(running: list[subprocess.Popen], home: Path) -> None:
             process.wait(5)
         except subprocess.TimeoutExpired:
             process.kill()
+    watching.communicate()
     shutil.rmtree(home, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Running a program as somebody else than root, for those that refuse to run as root."""
+"""Running PostgreSQL as somebody it accepts: not root, and known to the system by name."""
 
 import os
 import pwd
@@ -10,8 +10,6 @@ from pathlib import Path
 from martech.embedded.failures import explained
 from martech.lib.errors import ConfigurationError
 
-# A user namespace in which we are someone else: files stay ours, so nothing changes its owner.
-NAMESPACE = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
 BECOME = (
     "import os, sys; uid = int(sys.argv[1]); os.setgroups([]); os.setgid(uid); os.setuid(uid);"
     "os.execv(sys.argv[2], sys.argv[2:])"
@@ -19,7 +17,7 @@ BECOME = (
 
 
 class Unprivileged:
-    """Says what to put before `program` so that it does not run as root, and lends it directories.
+    """Says what to put before `program`, which must not run as root nor as a user without a name; lends it directories.
 
     As an ordinary user, and in a user namespace, there is nothing to lend. Where root may not make user
     namespaces, the program runs as `nobody`, who becomes the owner of what it works on; a directory `data`
@@ -29,14 +27,16 @@ class Unprivileged:
     def __init__(self, program: Path, data: Path) -> None:
         self.prefix: list[str] = []
         self._uid: int | None = None
-        if os.geteuid() != 0:
+        user = os.geteuid()
+        if user != 0 and _has_name(user):
             return
-        owner = data.stat().st_uid if data.exists() else 0
-        if owner != 0:
+        owner = data.stat().st_uid if data.exists() else user
+        namespace = _namespace()
+        if owner != user:
             self._become(owner, program)
-        elif shutil.which(NAMESPACE[0]) and _runs([*NAMESPACE, str(program), "--version"]):
-            self.prefix = NAMESPACE
-        else:
+        elif shutil.which(namespace[0]) and _runs([*namespace, str(program), "--version"]):
+            self.prefix = namespace
+        elif user == 0:
             self._become(_nobody(), program)
 
     @property
@@ -67,6 +67,19 @@ class Unprivileged:
                 f"PostgreSQL does not run as root, and user {self._uid} cannot reach {directory}: choose a directory "
                 f"that everybody may pass through with MARTECH_DATA=…, start as another user, or set DATABASE_URL."
             )
+
+
+def _namespace() -> list[str]:
+    """Return what runs a program in a user namespace where we are nobody: its files stay ours."""
+    return ["unshare", "--user", f"--map-user={_nobody()}", f"--map-group={_nobody()}"]
+
+
+def _has_name(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def _nobody() -> int:

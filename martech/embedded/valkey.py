@@ -42,7 +42,7 @@ class ValkeyServer:
 
     def prepare(self) -> None:
         """Create its directories."""
-        self.data.mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def command(self) -> list[str]:
