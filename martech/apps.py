@@ -1,4 +1,5 @@
 from django.apps import AppConfig
+from django.utils.module_loading import autodiscover_modules
 
 
 class MartechConfig(AppConfig):
@@ -7,5 +8,7 @@ class MartechConfig(AppConfig):
     verbose_name = "Platform"
 
     def ready(self) -> None:
-        """Make the Celery application the one that tasks are sent by, and register the checks."""
+        """Make the Celery application the one that tasks are sent by, and register tasks and checks."""
         from martech import celery, checks  # noqa: F401
+
+        autodiscover_modules("tasks")

@@ -45,6 +45,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "martech.health.probes",
     "django.middleware.security.SecurityMiddleware",
     "martech.static.StaticFiles",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -207,4 +208,32 @@ SPECTACULAR_SETTINGS = {
         "drf_spectacular.hooks.postprocess_schema_enums",
         "martech.openapi.complete",
     ],
+}
+UNFOLD = {
+    "SITE_TITLE": "Martech",
+    "SITE_HEADER": "Martech",
+    "SITE_SUBHEADER": "Customer data platform",
+    "SITE_SYMBOL": "hub",
+    "SITE_URL": None,
+    "SHOW_VIEW_ON_SITE": False,
+    "BORDER_RADIUS": "6px",
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97% .014 254.604)",
+            "100": "oklch(93.2% .032 255.585)",
+            "200": "oklch(88.2% .059 254.128)",
+            "300": "oklch(80.9% .105 251.813)",
+            "400": "oklch(70.7% .165 254.624)",
+            "500": "oklch(62.3% .214 259.815)",
+            "600": "oklch(54.6% .245 262.881)",
+            "700": "oklch(48.8% .243 264.376)",
+            "800": "oklch(42.4% .199 265.638)",
+            "900": "oklch(37.9% .146 265.522)",
+            "950": "oklch(28.2% .091 267.935)",
+        }
+    },
+    "STYLES": ["/static/cdp/admin.css"],
+    "SCRIPTS": ["/static/cdp/admin.js"],
+    "DASHBOARD_CALLBACK": "cdp.admin.site.dashboard",
+    "SIDEBAR": {"navigation": "cdp.admin.site.navigation"},
 }

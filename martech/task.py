@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 import structlog
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 from django.db import DatabaseError, InterfaceError, OperationalError
 from prometheus_client import Counter, Histogram
 
@@ -175,6 +175,6 @@ def _due(task: str, options: Mapping[str, Any]) -> float:
 def _words(error: Exception | None) -> str:
     if error is None:
         return ""
-    if isinstance(error, Retry):
-        error = error.exc or error
+    if isinstance(error, SoftTimeLimitExceeded | TimeLimitExceeded):
+        return "It ran for longer than it may. Let it do less at a time, or raise TASK_SECONDS."
     return error.message if isinstance(error, MartechError) else f"{type(error).__name__}: {error}"

@@ -44,9 +44,42 @@ def database_url(_migrated):
 
 
 @pytest.fixture
+def own_database(database_url, django_db_blocker):
+    """Point Django at a fresh database of this test's own, where commits stay and other processes see them."""
+    from django.db import connection
+
+    with django_db_blocker.unblock():
+        connection.close()
+        connection.close_pool()
+        before = connection.settings_dict["NAME"]
+        connection.settings_dict["NAME"] = conninfo_to_dict(database_url)["dbname"]
+        try:
+            yield database_url
+        finally:
+            connection.close()
+            connection.close_pool()
+            connection.settings_dict["NAME"] = before
+
+
+@pytest.fixture
 def core(database_url):
     """Return the core over a fresh database, with one server source (id 1)."""
     from tests.platform import Core
 
     with closing(Core(database_url)) as core:
         yield core
+
+
+@pytest.fixture
+def anyio_backend():
+    """Run asynchronous tests on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def collector(anyio_backend):
+    """Return a running collector over an empty log."""
+    from tests.collecting import collecting
+
+    async with collecting() as running:
+        yield running

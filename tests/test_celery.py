@@ -1,0 +1,236 @@
+"""What becomes of tasks: counted, tried again, delivered again after a kill, ended when they are poison."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from django_celery_beat.models import PeriodicTask
+from django_celery_beat.schedulers import DatabaseScheduler
+from prometheus_client.parser import text_string_to_metric_families
+
+from cdp import task_runs
+from cdp.models import TaskRun
+from martech.celery import app
+from martech.lib import metrics
+from martech.lib.errors import PermanentError
+from tests import celery_tasks as tasks
+
+TOO_LONG = "It ran for longer than it may. Let it do less at a time, or raise TASK_SECONDS."
+ID = "6b1f0f4c-0000-4000-8000-000000000001"
+
+
+@contextmanager
+def process(database_url, role, *options, stderr=None):
+    """Run a real worker or beat on the test's database and broker."""
+    limits = {"TASK_SECONDS": "1", "TASK_REDELIVERY_SECONDS": "2"}
+    environment = os.environ | {"DATABASE_URL": database_url, "REMAP_SIGTERM": "SIGQUIT", **limits}
+    command = [sys.executable, "-m", "celery", "-A", "martech.celery", role, *options]
+    running = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+    )
+    try:
+        yield running
+    finally:
+        if running.poll() is None:
+            running.terminate()
+            try:
+                running.wait(8)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
+                running.wait()
+
+
+def worker(database_url):
+    options = ["-I", "tests.celery_tasks", "--concurrency", "1"]
+    return process(database_url, "worker", *options, "--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+@pytest.fixture
+def running(own_database, monkeypatch, tmp_path):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with worker(own_database) as process:
+        yield process
+
+
+@pytest.fixture(autouse=True)
+def broker():
+    """Return a client of the broker, which is empty."""
+    with redis.Redis.from_url(os.environ["BROKER_URL"]) as client:
+        client.flushall()
+        yield client
+
+
+def ended(result, seconds=15):
+    """Wait for a task's end and return its row."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        run = TaskRun.objects.filter(id=result.id, status__in=["succeeded", "failed"]).first()
+        if run:
+            return run
+        time.sleep(0.05)
+    raise AssertionError(f"not ended after {seconds} s: {list(TaskRun.objects.values())}")
+
+
+def counted(name, *labels):
+    """Return what the worker's metrics say, by task and further labels."""
+    body, _ = metrics.render("")
+    return {
+        (sample.labels["task"].rpartition(".")[2], *(sample.labels[label] for label in labels)): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def test_tasks_end_as_their_errors_say_and_are_counted(running):
+    sent = {
+        task: task.delay()
+        for task in (
+            tasks.succeed, tasks.fail, tasks.break_down, tasks.come_later, tasks.come_much_later,
+            tasks.run_for_long, tasks.run_for_ever, tasks.poison,
+        )
+    }  # fmt: skip
+    runs = {task.__name__: ended(result) for task, result in sent.items()}
+    assert {name: (run.status, run.attempts, run.error) for name, run in runs.items()} == {
+        "succeed": ("succeeded", 1, ""),
+        "fail": ("failed", 1, "This can never work."),
+        "break_down": ("failed", 1, "ZeroDivisionError: a bug"),
+        "come_later": ("failed", 3, "Not yet."),
+        "come_much_later": ("failed", 1, "Not today."),
+        "run_for_long": ("failed", 1, TOO_LONG),
+        "run_for_ever": ("failed", 1, TOO_LONG),
+        "poison": (
+            "failed",
+            3,
+            "Started 2 times without an end: each time its process died. Correct the cause, then send it again.",
+        ),
+    }
+    assert {run.ended_at > run.started_at for run in runs.values()} == {True}
+    assert counted("martech_task_runs_total", "state") == {
+        ("succeed", "succeeded"): 1,
+        ("fail", "failed"): 1,
+        ("break_down", "failed"): 1,
+        ("come_later", "retrying"): 2,
+        ("come_later", "failed"): 1,
+        ("come_much_later", "failed"): 1,
+        ("run_for_long", "failed"): 1,
+        ("run_for_ever", "failed"): 1,
+        ("poison", "lost"): 2,
+        ("poison", "failed"): 1,
+    }
+    starts = {(name,): float(run.attempts) for name, run in runs.items()}
+    assert counted("martech_task_wait_seconds_count") == starts
+    # Nothing stays in the broker, and what came after the worker's deaths is worked on.
+    assert ended(tasks.succeed.delay(1, "two", [3])).status == "succeeded"
+
+
+def test_a_task_whose_worker_was_killed_is_delivered_again(own_database, tmp_path):
+    result = tasks.kill_the_worker_once.delay(str(tmp_path / "killed"))
+    with worker(own_database) as first:
+        assert first.wait(15) == -signal.SIGKILL
+    with worker(own_database):
+        run = ended(result)
+    assert (run.status, run.attempts) == ("succeeded", 2)
+
+
+def test_worker_and_beat_refuse_a_broker_that_evicts(own_database, broker):
+    broker.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        for role in ("worker", "beat"):
+            with process(own_database, role, stderr=subprocess.PIPE) as refusing:
+                _, told = refusing.communicate(timeout=20)
+            assert refusing.returncode == os.EX_CONFIG
+            assert b"(martech.E032) The broker's server has maxmemory-policy allkeys-lru" in told
+    finally:
+        broker.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(1, "u1", uuid.UUID(int=1)), ([1, 2, "three"],), (True,), ("x" * 128,), (list(range(100)),)],
+)
+def test_a_message_may_carry_ids(arguments, broker):
+    tasks.succeed.delay(*arguments)
+    assert broker.llen("default") == 1
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [{"email": "a@example.com"}, "x" * 129, list(range(101)), [[1]], [{"id": 1}], b"bytes", 1.5, None, object()],
+)
+def test_a_message_may_carry_nothing_else(argument, broker):
+    with pytest.raises(PermanentError, match="carries ids alone") as refused:
+        tasks.succeed.delay(argument)
+    assert refused.value.code == "task_arguments"
+    with pytest.raises(PermanentError, match="as argument name"):
+        tasks.succeed.apply_async(kwargs={"name": argument})
+    assert broker.llen("default") == 0
+
+
+def test_a_message_that_got_round_that_is_refused_at_its_start(own_database):
+    result = app.tasks["tests.celery_tasks.succeed"].apply(args=[{"a": "dict"}])
+    assert result.state == "FAILURE"
+    assert TaskRun.objects.get().error.startswith("tests.celery_tasks.succeed was given a dict as argument 1.")
+
+
+@pytest.mark.parametrize("options", [{"countdown": 301}, {"eta": datetime.now(UTC) + timedelta(minutes=6)}])
+def test_a_message_may_not_wait_for_long(options, broker):
+    with pytest.raises(PermanentError, match=r"would wait 3.. s in the broker"):
+        tasks.succeed.apply_async(**options)
+    assert broker.llen("default") == 0
+
+
+def test_a_message_may_wait_for_minutes(broker):
+    tasks.succeed.apply_async(countdown=300)
+    assert broker.llen("default") == 1
+
+
+def test_a_message_that_comes_twice_runs_once(own_database):
+    first = tasks.succeed.apply(args=[1])
+    again = tasks.succeed.apply(args=[1], task_id=first.id)
+    assert (first.state, again.state) == ("SUCCESS", "IGNORED")
+    run = TaskRun.objects.get()
+    assert (run.status, run.attempts) == ("succeeded", 1)
+
+
+def test_a_task_that_waits_to_run_again_is_not_over(own_database):
+    started = task_runs.start(ID, "some.task")
+    assert (started.attempts, started.before, started.over, started.lost) == (1, "", False, False)
+    task_runs.end(ID, "retrying", "Not yet.")
+    again = task_runs.start(ID, "some.task")
+    assert (again.attempts, again.before, again.error, again.over, again.lost) == (
+        2, "retrying", "Not yet.", False, False,
+    )  # fmt: skip
+    assert task_runs.start(ID, "some.task").lost
+
+
+def test_the_schedule_is_written_for_the_admin_who_may_switch_lines_off(own_database):
+    DatabaseScheduler(app=app)
+    rows = {row.name: row for row in PeriodicTask.objects.all()}
+    assert rows.keys() == app.conf.beat_schedule.keys()
+    heartbeat = rows["Heartbeat of worker and beat"]
+    assert (heartbeat.task, str(heartbeat.schedule), heartbeat.expire_seconds) == (
+        "cdp.tasks.heartbeat", "<freq: 30.00 seconds>", 30,
+    )  # fmt: skip
+    PeriodicTask.objects.filter(id=heartbeat.id).update(enabled=False)
+    DatabaseScheduler(app=app)
+    assert not PeriodicTask.objects.get(id=heartbeat.id).enabled
+
+
+def test_all_that_is_scheduled_exists():
+    assert {line["task"] for line in app.conf.beat_schedule.values()} <= app.tasks.keys()
+
+
+@pytest.mark.parametrize(
+    ("task", "queue"),
+    [("cdp.tasks.heartbeat", "default"), ("crm.tasks.pull", "crm"), ("emails.tasks.send", "email")],
+)
+def test_tasks_go_to_the_queue_of_their_app(task, queue):
+    assert app.amqp.router.route({}, task)["queue"].name == queue
