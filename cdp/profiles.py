@@ -22,7 +22,7 @@ import redis.asyncio
 from msgspec import Raw
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from cdp.processing.identity import USER_ID
+from cdp.processing.identity import USER_ID, Identifier, clean
 from martech.lib.errors import PermanentError, RetryableError
 
 EPOCH_KEY = "epoch"
@@ -121,7 +121,7 @@ class ProfileCache:
     def write(
         self,
         documents: Iterable[tuple[UUID, bytes]],
-        identifiers: Iterable[tuple[str, str, UUID]],
+        identifiers: Iterable[tuple[Identifier, UUID]],
         gone: Iterable[UUID],
         positions: dict[int, str],
     ) -> bool:
@@ -134,8 +134,8 @@ class ProfileCache:
             pipeline = self._redis.pipeline(transaction=False)
             for profile_id, body in documents:
                 pipeline.set(f"p:{profile_id}", (self._epoch or b"") + b" " + body, ex=self._ttl)
-            for namespace, value, profile_id in identifiers:
-                pipeline.set(f"i:{namespace}:{value}", str(profile_id), ex=self._ttl)
+            for identifier, profile_id in identifiers:
+                pipeline.set(f"i:{identifier}", str(profile_id), ex=self._ttl)
             stale = [f"p:{profile_id}" for profile_id in gone]
             if stale:
                 pipeline.delete(*stale)
@@ -189,6 +189,7 @@ class ProfileReader:
 
     async def by_identifier(self, namespace: str, value: str) -> bytes | None:
         """Return the document of the profile with this identifier, None where there is none."""
+        value = clean(namespace, value)
         try:
             epoch, pointer = await self._redis.mget(EPOCH_KEY, f"i:{namespace}:{value}")
             if pointer is not None:
@@ -300,4 +301,6 @@ def _current(cached: bytes | None, epoch: bytes | None) -> bytes | None:
 
 def _holds(body: bytes, namespace: str, value: str) -> bool:
     """Tell whether a document has an identifier: a pointer may be older than an unmerge."""
-    return _encode({"namespace": namespace, "value": value}) in body
+    # Inside a JSON string the quotes would be escaped, so this is where the identifiers end.
+    head = body[: body.index(b'],"traits":')]
+    return _encode({"namespace": namespace, "value": value}) in head

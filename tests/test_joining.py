@@ -118,3 +118,21 @@ def test_edges_keep_the_strongest_evidence(core):
     core.apply(message("identify", userId="u1", anonymousId="a9", timestamp="2026-01-02T00:00:00Z", messageId="other"))
     edges = core.rows("SELECT message_id, source_class, refused FROM cdp_edge ORDER BY id")
     assert [tuple(edge.values()) for edge in edges] == [("weak", 1, ""), ("other", 0, "")]
+
+
+def test_a_merge_brings_along_identifiers_that_the_batch_does_not_name(core):
+    core.apply(message("page", anonymousId="a1"), message("alias", userId="u1", previousId="a1"))
+    core.apply(message("identify", anonymousId="b1", traits={"email": "x@example.com"}))
+    core.apply(message("page", anonymousId="b2", context={"traits": {"email": "x@example.com"}}))
+    applied = core.apply(message("identify", userId="u1", traits={"email": "x@example.com"}))
+    assert same(core, "user_id:u1", "anonymous_id:b2")
+    assert sorted(str(one) for one, _ in applied.moved) == ["anonymous_id:b1", "anonymous_id:b2"]
+    assert core.letters() == []
+    core.apply(message("page", anonymousId="b1"))
+    assert core.profile("user_id:u1")["computed_traits"]["event_count"] == 6
+
+
+def test_events_of_a_source_that_is_gone_stop_nothing(core):
+    core.apply(message(userId="u1", anonymousId="a1"), message("trakc", userId="u1"), source=4711)
+    assert core.letters() == ["unknown_type"]
+    assert core.profile("user_id:u1")["computed_traits"]["event_count"] == 1

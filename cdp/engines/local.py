@@ -163,7 +163,7 @@ class LocalEngine:
         self.pipeline.remember(applied)
         self.cache.write(
             applied.documents,
-            ((one.namespace, one.value, profile) for one, (_, profile) in applied.identifiers.items()),
+            [*((one, profile) for one, (_, profile) in applied.identifiers.items()), *applied.moved],
             applied.merged,
             batch.positions,
         )

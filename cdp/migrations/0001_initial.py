@@ -156,7 +156,7 @@ class Migration(migrations.Migration):
                 ('decided_at', models.DateTimeField()),
                 ('other', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='cdp.profile')),
                 ('profile', models.ForeignKey(help_text='The one that stays', on_delete=django.db.models.deletion.PROTECT, related_name='decisions', to='cdp.profile')),
-                ('source', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='cdp.source')),
+                ('source', models.ForeignKey(blank=True, null=True, db_constraint=False, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='cdp.source')),
             ],
         ),
         migrations.CreateModel(
@@ -170,7 +170,7 @@ class Migration(migrations.Migration):
                 ('refused', models.CharField(blank=True, help_text='Why the rules did not join the two, if so', max_length=64)),
                 ('left', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='cdp.identifier')),
                 ('right', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='edges_right', to='cdp.identifier')),
-                ('source', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='+', to='cdp.source')),
+                ('source', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='cdp.source')),
             ],
         ),
         migrations.CreateModel(
@@ -187,7 +187,7 @@ class Migration(migrations.Migration):
                 ('log_position', models.TextField(null=True)),
                 ('created_at', models.DateTimeField()),
                 ('replayed_at', models.DateTimeField(blank=True, null=True)),
-                ('source', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='dead_letters', to='cdp.source')),
+                ('source', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.PROTECT, related_name='dead_letters', to='cdp.source')),
             ],
         ),
         migrations.CreateModel(

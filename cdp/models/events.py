@@ -68,7 +68,8 @@ class DeadLetter(models.Model):
     status = models.CharField(max_length=16, choices=Status, default=Status.NEW)
     reason = models.CharField(max_length=64, help_text="Stable code, such as too_large or missing_id")
     detail = models.TextField(help_text="The cause in words, and what to do")
-    source = models.ForeignKey("cdp.Source", models.PROTECT, related_name="dead_letters")
+    # No constraint: what cannot be stored must always have a place to go.
+    source = models.ForeignKey("cdp.Source", models.PROTECT, related_name="dead_letters", db_constraint=False)
     message_id = models.CharField(max_length=255, blank=True)
     delivery = models.BinaryField(help_text="The log's Delivery with this one event, as MessagePack")
     received_at = models.DateTimeField()

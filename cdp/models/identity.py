@@ -84,7 +84,7 @@ class Edge(models.Model):
     id = models.BigAutoField(primary_key=True)
     left = models.ForeignKey(Identifier, models.PROTECT, related_name="+")
     right = models.ForeignKey(Identifier, models.PROTECT, related_name="edges_right")
-    source = models.ForeignKey("cdp.Source", models.PROTECT, related_name="+")
+    source = models.ForeignKey("cdp.Source", models.PROTECT, related_name="+", db_constraint=False)
     source_class = models.SmallIntegerField(choices=SourceClass)
     occurred_at = models.DateTimeField(help_text="Clamped to the time of receipt")
     message_id = models.CharField(max_length=255)
@@ -115,7 +115,9 @@ class IdentityDecision(models.Model):
     detail = models.JSONField(default=dict, help_text="The identifiers and profiles concerned")
     profile = models.ForeignKey(Profile, models.PROTECT, related_name="decisions", help_text="The one that stays")
     other = models.ForeignKey(Profile, models.PROTECT, null=True, blank=True, related_name="+")
-    source = models.ForeignKey("cdp.Source", models.PROTECT, null=True, blank=True, related_name="+")
+    source = models.ForeignKey(
+        "cdp.Source", models.PROTECT, null=True, blank=True, related_name="+", db_constraint=False
+    )
     message_id = models.CharField(max_length=255, blank=True)
     occurred_at = models.DateTimeField()
     decided_at = models.DateTimeField()

@@ -93,6 +93,7 @@ class Applied:
     rejections: dict[str, int] = field(default_factory=dict)
     documents: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
     identifiers: dict[Identifier, tuple[int, uuid.UUID]] = field(default_factory=dict)
+    moved: list[tuple[Identifier, uuid.UUID]] = field(default_factory=list)
     merged: list[uuid.UUID] = field(default_factory=list)
 
     def add(self, other: Applied) -> None:
@@ -103,6 +104,7 @@ class Applied:
             self.rejections[reason] = self.rejections.get(reason, 0) + count
         self.documents += other.documents
         self.identifiers |= other.identifiers
+        self.moved += other.moved
         self.merged += other.merged
 
 
@@ -186,7 +188,8 @@ class Pipeline:
         """Leave out what was seen before; keep a reused id with another payload under an id made of both."""
         if not passed:
             return []
-        seen = store.seen(connection, [message for message, _ in passed], since_us=now_us - self._window_us)
+        oldest = min(now_us, *(message.received_us for message, _ in passed))
+        seen = store.seen(connection, [message for message, _ in passed], since_us=oldest - self._window_us)
         fresh, keys = [], []
         for message, arrival in passed:
             payloads = seen.setdefault(message.id_hash, set())
@@ -410,10 +413,15 @@ class _Batch:
             )
             for row in rows
         ]  # fmt: skip
-        identifiers = {
-            identifier: (self.ids[identifier], person.root().id) for identifier, person in self.people.of.items()
-        }
-        return Applied(len(self.rows), 0, {}, documents, identifiers, [person.id for person in self.people.merged])
+        now = {identifier: person.root().id for identifier, person in self.people.of.items()}
+        return Applied(
+            events=len(self.rows),
+            documents=documents,
+            identifiers={one: (self.ids[one], profile) for one, profile in now.items() if one in self.ids},
+            # A merge moves identifiers that no message of the batch carries.
+            moved=[(one, profile) for one, profile in now.items() if one not in self.ids],
+            merged=[person.id for person in self.people.merged],
+        )
 
 
 def new_profile_id(now_us: int) -> uuid.UUID:
