@@ -192,15 +192,17 @@ def _why_not_ready(settings: Options) -> str:
         return "the web process does not answer"
     finally:
         connection.close()
-    return "" if answer.status == 200 else f"/readyz says {answer.status} {_reason(body)}"
+    return "" if answer.status == 200 else _reason(body) or f"/readyz says {answer.status}"
 
 
 def _reason(body: bytes) -> str:
+    """Return what is down in an answer of /readyz."""
     try:
-        document = json.loads(body)
-    except ValueError:
+        parts = json.loads(body)["parts"]
+        down = [f"{name}: {part['detail']}" for name, part in parts.items() if part["status"] == "down"]
+    except (ValueError, LookupError, TypeError, AttributeError):
         return ""
-    return str(document.get("message") or document.get("detail") or document) if isinstance(document, dict) else ""
+    return "; ".join(down)
 
 
 class _Signals:
