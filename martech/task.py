@@ -94,8 +94,8 @@ class Task(DjangoTask):
             WAIT.labels(self.name).observe(max(0.0, time.time() - due))
         if started.attempts > self.max_attempts:
             raise TooManyAttempts(
-                f"Started {self.max_attempts} times without an end: "
-                f"{started.error or 'each time its process died'}. Correct the cause, then send it again."
+                f"It came to no end in {self.max_attempts} starts: {started.error or 'its process died'}. "
+                "Correct the cause, then send it again."
             )
         check_arguments(self.name, args, kwargs)
 
