@@ -134,10 +134,10 @@ class KeyTable:
     async def stop(self) -> None:
         """End the background work and let go of the connections."""
         for task in (self._feeder, self._asking):
-            if task is not None:
+            # Once is not enough: the driver swallows a cancellation that meets a connection being made.
+            while task is not None and not task.done():
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await asyncio.wait([task], timeout=0.1)
         await self._redis.aclose()
 
     def of_header(self, authorization: bytes) -> Key | None:
