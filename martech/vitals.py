@@ -120,7 +120,7 @@ def read_database() -> Database:
 def _migrations() -> frozenset[tuple[str, str]]:
     from django.db.migrations.loader import MigrationLoader
 
-    return frozenset(MigrationLoader(None, ignore_no_initial=True).disk_migrations)
+    return frozenset(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)
 
 
 def _unapplied(own: psycopg.Connection[Any]) -> list[str]:
