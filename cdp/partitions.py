@@ -81,7 +81,7 @@ def _held(partitions: list[Partition], day: date) -> bool:
 
 def _gently(connection: psycopg.Connection, change: Callable[[], list[str]]) -> list[str]:
     """Make a change of tables in a transaction, waiting for locks only briefly, several times."""
-    for seconds in TRIES:
+    for attempt, seconds in enumerate(TRIES, 1):
         try:
             with connection.transaction():
                 connection.execute(
@@ -89,7 +89,7 @@ def _gently(connection: psycopg.Connection, change: Callable[[], list[str]]) -> 
                 )
                 return change()
         except psycopg.errors.LockNotAvailable:
-            if seconds == TRIES[-1]:
+            if attempt == len(TRIES):
                 raise
             time.sleep(PAUSE)
     raise AssertionError("the last try returns or raises")

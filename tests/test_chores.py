@@ -1,0 +1,118 @@
+"""The platform's own chores, as beat sends them."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from django.conf import settings
+from django.db import connection
+from prometheus_client import REGISTRY
+
+from cdp import integrity, partitions, task_runs, tasks
+from cdp.collector.keys import PUBLISHED, TABLE, keys_url
+from cdp.models import Identifier, TaskRun
+from tests.factories import make_event, make_profile, make_source
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _own(own_database):
+    pass
+
+
+def held(table=partitions.EVENTS):
+    connection.ensure_connection()
+    return [one.name for one in partitions.existing(connection.connection, table)]
+
+
+def test_partitions_are_made_again_after_somebody_dropped_them():
+    before = held()
+    partitions.drop_before(connection.connection, partitions.EVENTS, datetime.max.date())
+    tasks.make_partitions.apply(throw=True)
+    assert held() == before
+    tasks.make_partitions.apply(throw=True)
+    assert held() == before
+
+
+def test_old_events_are_dropped_only_when_retention_is_set(settings):
+    tasks.make_partitions.apply(throw=True)
+    partitions.ensure(connection.connection, partitions.EVENTS, days=1, today=NOW.date() - timedelta(days=900), ahead=0)
+    before = held()
+    tasks.drop_partitions.apply(throw=True)
+    assert held() == before
+    settings.EVENT_RETENTION_DAYS = 365
+    tasks.drop_partitions.apply(throw=True)
+    assert held() == before[1:]
+
+
+def test_old_duplicates_are_dropped():
+    old = NOW.date() - timedelta(days=900)
+    tasks.make_partitions.apply(throw=True)
+    partitions.ensure(connection.connection, partitions.DUPLICATES, days=1, today=old, ahead=0)
+    before = held(partitions.DUPLICATES)
+    tasks.drop_partitions.apply(throw=True)
+    assert held(partitions.DUPLICATES) == before[1:]
+
+
+def test_keys_are_published_again_after_the_store_lost_them():
+    make_source()
+    with redis.Redis.from_url(keys_url(settings.CONFIG)) as store:
+        store.delete(TABLE)
+        tasks.publish_keys.apply(throw=True)
+        assert store.hexists(TABLE, PUBLISHED)
+        assert store.hlen(TABLE) == 2
+
+
+def orphans():
+    return REGISTRY.get_sample_value("martech_integrity_orphans_total")
+
+
+def test_an_event_without_its_profile_is_found(caplog):
+    source = make_source()
+    person = make_profile(("user_id", "u1"))
+    make_event(person, source)
+    connection.ensure_connection()
+    found = [name for name in held() if integrity.count_orphans(connection.connection, name)]
+    assert found == []
+    before = orphans()
+    # The key is declared, not enforced: only this proof would notice.
+    Identifier.objects.filter(profile=person).update(profile=make_profile())
+    person.delete()
+    found = [name for name in held() if integrity.count_orphans(connection.connection, name)]
+    assert found == [f"event_stream_{datetime.now(UTC):%Y%m%d}"]
+    assert orphans() == before + 1
+    assert "events without a profile" in caplog.text
+    assert integrity.count_orphans(connection.connection, "event_stream_19990101") == 0
+
+
+def test_each_partition_is_proven_by_a_task_of_its_own():
+    with redis.Redis.from_url(settings.CONFIG.broker_url) as broker:
+        broker.flushall()
+        tasks.prove_events.apply(throw=True)
+        assert broker.llen("default") == len(held())
+        broker.flushall()
+    tasks.prove_partition.apply([held()[0]], throw=True)
+    assert TaskRun.objects.filter(task="cdp.tasks.prove_partition").get().status == "succeeded"
+
+
+def make_run(status, *, days):
+    started = NOW - timedelta(days=days)
+    return TaskRun.objects.create(id=uuid.uuid4(), task="some.task", status=status, attempts=1, started_at=started)
+
+
+def test_old_runs_are_forgotten_and_lost_ones_closed():
+    old, young = make_run("succeeded", days=8), make_run("succeeded", days=6)
+    lost, running = make_run("started", days=2), make_run("started", days=0)
+    assert task_runs.prune(days=7, now=NOW) == 1
+    assert set(TaskRun.objects.values_list("id", "status")) == {
+        (young.id, "succeeded"), (lost.id, "failed"), (running.id, "started"),
+    }  # fmt: skip
+    assert not TaskRun.objects.filter(id=old.id).exists()
+    assert TaskRun.objects.get(id=lost.id).error == "Its worker was lost, and the broker did not deliver it again."
+
+
+def test_a_heartbeat_is_a_run_that_ended_well():
+    tasks.heartbeat.apply(throw=True)
+    assert TaskRun.objects.get().status == "succeeded"
