@@ -12,16 +12,27 @@ def main() -> None:
         from django.core.management import execute_from_command_line
 
         from martech.embedded import servers_for
-        from martech.lib.errors import MartechError
     except ImportError as error:
         sys.exit(f"manage.py: {error.name} is not installed: run `make install`, then .venv/bin/python manage.py.")
     try:
         with servers_for(sys.argv):
             execute_from_command_line(sys.argv)
-    except MartechError as error:
-        if "--traceback" in sys.argv:
+    except Exception as error:
+        line = _explain(error)
+        if not line or "--traceback" in sys.argv:
             raise
-        sys.exit(f"manage.py: {' '.join(error.message.split())}")
+        sys.exit(f"manage.py: {line}")
+
+
+def _explain(error: Exception) -> str:
+    """Return the one line that a person needs, empty where only a traceback helps."""
+    from martech.lib.errors import MartechError
+
+    if isinstance(error, MartechError):
+        return " ".join(error.message.split())
+    if type(error.__cause__).__name__ == "UndefinedTable":
+        return "The database lacks tables: start the platform with `make up`, or run `manage.py migrate`."
+    return ""
 
 
 if __name__ == "__main__":

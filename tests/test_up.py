@@ -179,6 +179,14 @@ def test_a_setting_that_cannot_be_used_gets_one_line(tmp_path):
     )
 
 
+def test_a_command_on_a_database_without_tables_gets_one_line(tmp_path):
+    refused = manage(tmp_path / "data", "create_source", "Shop")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        "manage.py: The database lacks tables: start the platform with `make up`, or run `manage.py migrate`.\n"
+    )
+
+
 @pytest.fixture
 def debian(tmp_path):
     """Run Debian's PostgreSQL 15 and three of its Redis 7 servers; yield their addresses."""
