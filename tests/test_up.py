@@ -73,7 +73,7 @@ class Up:
 
     def identify(self, user, **traits):
         """Send an event with the write key that the table shows."""
-        write_key = self.found(r"write key (wk_[\w-]+)")
+        write_key = self.found(r"(wk_[\w-]+)")
         basic = base64.b64encode(f"{write_key}:".encode()).decode()
         return self.call("/v1/identify", {"userId": user, "traits": traits}, f"Basic {basic}")
 

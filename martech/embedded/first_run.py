@@ -3,6 +3,7 @@
 Django is imported inside the functions: this package is read before there are settings.
 """
 
+import secrets
 from dataclasses import dataclass
 
 from martech.embedded.home import Home
@@ -49,10 +50,14 @@ def _admin_password(home: Home) -> str:
 
     users = get_user_model().objects
     if not users.filter(is_superuser=True).exists():
-        users.create_superuser(ADMIN, password=home.secret("admin-password"))
+        users.create_superuser(ADMIN, password=home.secret("admin-password", _new_password))
     kept = home.kept_secret("admin-password")
     admin = users.filter(username=ADMIN, is_active=True).first()
     return kept if kept and admin is not None and admin.check_password(kept) else ""
+
+
+def _new_password() -> str:
+    return secrets.token_urlsafe(15)
 
 
 def _write_key() -> str:
