@@ -37,7 +37,10 @@ def readyz(request: HttpRequest) -> HttpResponse:
             for part in parts
         },
     }
-    return JsonResponse(body, status=503 if status == "unready" else 200)
+    answer = JsonResponse(body, status=503 if status == "unready" else 200)
+    # Django would log an error at each probe.
+    answer._has_been_logged = True  # type: ignore[attr-defined]  # Django's own mark for this
+    return answer
 
 
 def metrics_page(request: HttpRequest) -> HttpResponse:
@@ -113,7 +116,12 @@ class Platform:
 
 def _of_database(found: vitals.Database) -> Iterator[Metric]:
     ages = {partition: checkpoint.age for partition, checkpoint in found.checkpoints.items()}
-    yield _gauge("martech_checkpoint_age_seconds", "Time since the partition's last batch", "partition", ages)
+    yield _gauge(
+        "martech_checkpoint_age_seconds",
+        "Time since the partition's processor moved, or showed life",
+        "partition",
+        ages,
+    )
     yield _gauge("martech_log_partitions_owned", "Log partitions that a living processor holds", "", {"": found.owned})
     yield _gauge("martech_dead_letters_new", "Dead letters nobody replayed, up to 10,000", "", {"": found.dead_letters})
     if found.heartbeat is not None:

@@ -45,7 +45,7 @@ def overall(parts: list[Part]) -> str:
 
 def _words(error: Exception) -> str:
     text = error.message if isinstance(error, MartechError) else str(error) or type(error).__name__
-    return " ".join(text.split())
+    return " ".join(text.split()).rstrip(".") + "."
 
 
 def _log(vitals: Vitals) -> Part:

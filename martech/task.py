@@ -125,6 +125,9 @@ class Task(DjangoTask):
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         self._ended(task_id, task_runs.Status.FAILED, exc)
 
+    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        structlog.contextvars.clear_contextvars()
+
     def _ended(self, task_id: str, status: str, error: Exception | None = None) -> None:
         RUNS.labels(self.name, status).inc()
         if started := self.request.get("started"):

@@ -151,7 +151,7 @@ def _owned(own: psycopg.Connection[Any]) -> int:
 def _dead_letters(own: psycopg.Connection[Any]) -> int:
     return _value(
         own,
-        "SELECT count(*) FROM (SELECT FROM cdp_deadletter WHERE status = 'new' LIMIT %s) AS some",
+        "SELECT count(*) FROM (SELECT FROM cdp_deadletter WHERE status = 'new' LIMIT %s) AS counted",
         DEAD_LETTERS_COUNTED,
     )
 

@@ -1,0 +1,302 @@
+"""`/healthz`, `/readyz` and `/metrics`: what they say, to whom, and whatever is away."""
+
+import re
+import socket
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+from importlib import import_module
+
+import psycopg
+import pytest
+import redis
+from django.conf import settings as configured
+from django.test import AsyncClient, Client, RequestFactory
+from django.utils import timezone
+from prometheus_client import REGISTRY, Gauge
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from cdp import keys, tasks
+from cdp.engines.local import LOCK_CLASS, LocalEngine
+from cdp.log import open_log
+from cdp.models import Checkpoint, DeadLetter, TaskRun
+from martech import health, vitals
+from tests.factories import make_source
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+NOWHERE = "unix:///tmp/nobody-listens-here.sock"
+
+
+@pytest.fixture
+def platform(own_database, settings):
+    """Return the settings of a platform whose parts are all well."""
+    settings.CONFIG = replace(configured.CONFIG, database_url=own_database)
+    for url in (configured.CONFIG.log_url, configured.CONFIG.broker_url):
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+    keys.publish_keys()
+    tasks.heartbeat.apply(throw=True)
+    with closing(open_log(settings.CONFIG.log_url, partitions=8)) as log:
+        with psycopg.connect(own_database, autocommit=True) as processor:
+            hold(processor, log.name)
+            yield settings
+
+
+def hold(processor, log):
+    """Own all partitions, as an idle processor does."""
+    for partition in range(8):
+        processor.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_CLASS, partition])
+        processor.execute(
+            "INSERT INTO cdp_checkpoint (log, partition, position, events, updated_at) VALUES (%s, %s, '', 0, now())",
+            [log, partition],
+        )
+
+
+def ask(**options):
+    answer = Client().get("/readyz", **options)
+    return answer.status_code, answer.json()
+
+
+def detail(part):
+    return ask()[1]["parts"][part]["detail"]
+
+
+def test_a_living_process_says_so_whatever_is_away(settings):
+    settings.CONFIG = replace(configured.CONFIG, database_url="", log_url=NOWHERE, cache_url=NOWHERE)
+    answer = Client().get("/healthz", HTTP_HOST="10.1.2.3:8000")
+    assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+
+
+def test_a_platform_that_is_well_is_ready(platform):
+    status, told = ask()
+    assert (status, told["status"]) == (200, "ready")
+    assert {name: part["status"] for name, part in told["parts"].items()} == dict.fromkeys(
+        ("log", "keys", "database", "processor", "broker", "cache", "worker"), "ok"
+    )
+    assert told["parts"]["database"]["detail"] == "PostgreSQL 18"
+    assert told["parts"]["processor"]["detail"] == "0 entries behind"
+    assert told["parts"]["worker"]["detail"] == "heartbeat 0 s ago"
+
+
+def test_a_running_processor_makes_the_platform_ready(platform, own_database):
+    with psycopg.connect(own_database, autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+    Checkpoint.objects.all().delete()
+    with closing(open_log(platform.CONFIG.log_url, partitions=8)) as log:
+        engine = LocalEngine(platform.CONFIG, log, partitions=range(8))
+        running = threading.Thread(target=engine.run)
+        running.start()
+        deadline = time.monotonic() + 10
+        while ask()[1]["status"] != "ready" and time.monotonic() < deadline:
+            time.sleep(0.1)
+        told = ask()
+        engine.stop()
+        running.join()
+    assert told[1]["parts"]["processor"] == {"status": "ok", "detail": "0 entries behind"}
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "words"),
+    [
+        ("log", "log_url", "Tracking calls get 503. See LOG_URL."),
+        ("keys", "log_url", "Keys cannot be looked up. See LOG_URL."),
+        ("broker", "broker_url", "Tasks are not sent. Start it, or correct BROKER_URL."),
+        ("cache", "cache_url", "Profiles are read from PostgreSQL. Start it, or correct CACHE_URL."),
+    ],
+)
+def test_a_server_that_is_away_is_named_with_its_next_step(platform, part, setting, words):
+    platform.CONFIG = replace(platform.CONFIG, **{setting: NOWHERE})
+    status, told = ask()
+    needed = setting == "log_url"
+    assert (status, told["status"]) == ((503, "unready") if needed else (200, "degraded"))
+    assert told["parts"][part]["status"] == ("down" if needed else "degraded")
+    assert told["parts"][part]["detail"].endswith(words)
+
+
+def test_without_postgresql_the_platform_is_not_ready(platform, monkeypatch):
+    def away():
+        raise psycopg.OperationalError("connection refused")
+
+    monkeypatch.setattr(vitals, "read_database", away)
+    status, told = ask()
+    assert (status, told["parts"]["database"]) == (
+        503, {"status": "down", "detail": "connection refused. Start it, or correct DATABASE_URL."},
+    )  # fmt: skip
+    assert told["parts"]["processor"] == {"status": "degraded", "detail": "unknown while PostgreSQL is away"}
+
+
+def test_a_log_that_may_lose_events_is_not_ready(platform):
+    with redis.Redis.from_url(platform.CONFIG.log_url) as log:
+        log.config_set("appendfsync", "everysec")
+        try:
+            status, told = ask()
+        finally:
+            log.config_set("appendfsync", "always")
+    assert status == 503
+    assert "appendfsync everysec" in told["parts"]["log"]["detail"]
+
+
+def test_migrations_that_are_missing_are_named(platform, own_database):
+    with psycopg.connect(own_database, autocommit=True) as connection:
+        connection.execute("DELETE FROM django_migrations WHERE app = 'cdp' AND name = '0001_initial'")
+    assert ask()[0] == 503
+    assert detail("database") == "1 migrations are not applied, such as cdp.0001_initial. Run `manage.py migrate`."
+
+
+def test_an_empty_key_store_is_not_ready(platform):
+    with redis.Redis.from_url(platform.CONFIG.log_url) as store:
+        store.delete("martech:keys")
+    assert ask()[0] == 503
+    assert detail("keys").startswith("The key store is empty.")
+
+
+def test_before_a_processor_ever_ran_the_platform_is_not_ready(platform):
+    Checkpoint.objects.all().delete()
+    assert ask()[0] == 503
+    assert detail("processor").startswith("No processor has ever run: events wait in the log.")
+
+
+def test_a_processor_that_died_is_shown_and_the_web_goes_on(platform, own_database):
+    with psycopg.connect(own_database, autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+    status, told = ask()
+    assert (status, told["status"], told["parts"]["processor"]["status"]) == (200, "degraded", "degraded")
+    assert detail("processor").startswith("8 of 8 log partitions have no processor")
+
+
+def append(config, partition, count):
+    with redis.Redis.from_url(config.log_url) as log:
+        for _ in range(count):
+            log.xadd(f"martech:log:{partition}", {"e": b"x"})
+
+
+def test_a_processor_that_stands_still_is_shown(platform):
+    append(platform.CONFIG, 3, 2)
+    assert detail("processor") == "2 entries behind"
+    Checkpoint.objects.filter(partition=3).update(updated_at=timezone.now() - timedelta(seconds=61))
+    assert detail("processor").startswith("Partitions 3 have not moved for 60 s, and 2 entries wait.")
+
+
+def test_a_missing_or_late_heartbeat_is_shown(platform):
+    TaskRun.objects.update(ended_at=timezone.now() - timedelta(seconds=91))
+    assert re.match(r"The last heartbeat of beat and worker is 9\d s old\.", detail("worker"))
+    TaskRun.objects.all().delete()
+    status, told = ask()
+    assert (status, told["status"]) == (200, "degraded")
+    assert told["parts"]["worker"]["detail"] == "No heartbeat of beat and worker yet. Start both."
+
+
+@pytest.fixture
+def silent():
+    """Return the address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"redis://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("page", ["/readyz", "/metrics"])
+def test_servers_that_are_silent_do_not_hold_the_page_up(platform, silent, page):
+    platform.CONFIG = replace(platform.CONFIG, log_url=silent, broker_url=silent, cache_url=silent)
+    begin = time.monotonic()
+    answer = Client(headers={"accept": OPENMETRICS}).get(page)
+    assert time.monotonic() - begin < 1.5
+    if page == "/readyz":
+        assert answer.json()["parts"]["log"]["detail"].startswith("It does not answer in time.")
+    else:
+        assert samples(answer)["martech_part_up", "log"] == 0
+
+
+STRANGERS = [
+    {"REMOTE_ADDR": "203.0.113.9"},
+    {"REMOTE_ADDR": ""},
+    {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "127.0.0.1"},
+    {"REMOTE_ADDR": "127.0.0.1", "HTTP_FORWARDED": "for=1.2.3.4"},
+    {"REMOTE_ADDR": "203.0.113.9", "HTTP_AUTHORIZATION": "Bearer wrong"},
+    {"REMOTE_ADDR": "203.0.113.9", "HTTP_AUTHORIZATION": "Bearer "},
+    {"REMOTE_ADDR": "203.0.113.9", "HTTP_AUTHORIZATION": "Basic tökén"},
+]
+
+
+@pytest.mark.parametrize("who", STRANGERS)
+@pytest.mark.parametrize("token", ["", "right"])
+def test_strangers_are_known_as_such(settings, who, token):
+    settings.METRICS_TOKEN = token
+    assert not health.is_trusted(RequestFactory().get("/metrics", **who))
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        {"REMOTE_ADDR": "127.0.0.1"},
+        {"REMOTE_ADDR": "::1"},
+        {"REMOTE_ADDR": "203.0.113.9", "HTTP_AUTHORIZATION": "Bearer right"},
+        {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "203.0.113.9", "HTTP_AUTHORIZATION": "Bearer right"},
+    ],
+)
+def test_this_machine_and_the_token_are_trusted(settings, who):
+    settings.METRICS_TOKEN = "right"
+    assert health.is_trusted(RequestFactory().get("/metrics", **who))
+
+
+def test_strangers_see_neither_metrics_nor_reasons(platform):
+    stranger = {"REMOTE_ADDR": "203.0.113.9"}
+    answer = Client().get("/metrics", **stranger)
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    status, told = ask(**stranger)
+    assert (status, told["status"], told["parts"]["database"]) == (200, "ready", {"status": "ok"})
+
+
+def samples(answer):
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(answer.content.decode())
+        for sample in family.samples
+    }
+
+
+def test_metrics_tell_of_the_platform_as_a_whole(platform):
+    append(platform.CONFIG, 3, 2)
+    tasks.heartbeat.delay()
+    source = make_source()
+    DeadLetter.objects.create(
+        reason="malformed", source=source, delivery=b"", received_at=timezone.now(), created_at=timezone.now()
+    )
+    answer = Client(headers={"accept": OPENMETRICS}).get("/metrics")
+    assert answer.headers["content-type"].startswith(OPENMETRICS)
+    told = samples(answer)
+    assert {key: told["martech_log_lag_entries", key] for key in "0123"} == {"0": 0, "1": 0, "2": 0, "3": 2}
+    assert told["martech_task_queue_length", "default"] == 1
+    assert told["martech_task_queue_length", "email-transactional"] == 0
+    assert told["martech_dead_letters_new",] == 1
+    assert told["martech_log_partitions_owned",] == 8
+    assert 0 <= told["martech_checkpoint_age_seconds", "7"] < 60
+    assert 0 <= told["martech_heartbeat_age_seconds",] < 60
+    assert {part: told["martech_part_up", part] for part in ("log", "database", "processor", "worker")} == {
+        "log": 1, "database": 1, "processor": 1, "worker": 1,
+    }  # fmt: skip
+
+
+def test_names_carry_the_project_and_gauges_are_of_living_processes():
+    for module in ("cdp.collector.application", "cdp.engines.local", "martech.task", "martech.lib.http"):
+        import_module(module)
+    ours = {
+        name: metric
+        for name, metric in REGISTRY._names_to_collectors.items()
+        if type(metric).__module__ == "prometheus_client.metrics"
+    }
+    assert [name for name in ours if not name.startswith("martech_")] == []
+    gauges = {name: metric._multiprocess_mode for name, metric in ours.items() if isinstance(metric, Gauge)}
+    assert {name: mode for name, mode in gauges.items() if not mode.startswith("live")} == {}
+
+
+@pytest.mark.anyio
+async def test_the_pages_are_served_by_the_asynchronous_server_too(own_database):
+    answer = await AsyncClient().get("/healthz")
+    assert answer.json() == {"status": "alive"}
+    assert (await AsyncClient().get("/nowhere")).status_code == 404
+
+
+def test_other_methods_and_pages_go_on():
+    assert health._page(Client().get("/healthz").wsgi_request) is health.healthz
+    assert Client().post("/healthz").status_code == 404
