@@ -44,8 +44,8 @@ class Head(msgspec.Struct, rename="camel", gc=False):
 
 
 class _Context(msgspec.Struct, rename="camel"):
-    direct: Any = None
-    external_ids: Any = None
+    direct: Any = msgspec.UNSET
+    external_ids: Any = msgspec.UNSET
     traits: Raw = _EMPTY
 
 
@@ -257,7 +257,7 @@ def _new_id() -> str:
 def _is_direct(item: Item, batch_context: bytes) -> bool:
     """Tell whether the event asks for the sender's address although its source is a server."""
     own = _read_context(item.head.context if item.head is not None else _EMPTY)
-    return (own.direct if own.direct is not None else _read_context(batch_context).direct) is True
+    return (_read_context(batch_context) if own.direct is msgspec.UNSET else own).direct is True
 
 
 def _partition(item: Item, request: Request, message_id: str, partitions: int) -> int:
@@ -278,7 +278,7 @@ def _partition(item: Item, request: Request, message_id: str, partitions: int) -
 
 def _partition_by_all(head: Head, request: Request, message_id: str, partitions: int) -> int:
     own, batch = _read_context(head.context), _read_context(request.context)
-    external = own.external_ids if own.external_ids is not None else batch.external_ids
+    external = batch.external_ids if own.external_ids is msgspec.UNSET else own.external_ids
     email = _email(head.traits) if (request.kind or head.type) == "identify" else None
     if email is None:
         email = _email(own.traits if bytes(own.traits) else batch.traits)
