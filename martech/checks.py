@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import redis
+from celery.exceptions import QueueNotFound
 from django.conf import settings
 from django.core import checks
 from django.db import DatabaseError, connections
@@ -78,13 +79,13 @@ def redis_roles(**_: Any) -> Found:
     return found
 
 
-def _server(url: str) -> tuple[str, int]:
+def _server(url: str) -> tuple[str, int] | None:
     """Return what tells one server from another, whichever of its databases the address names."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return parts.path, 0
     host = parts.hostname or ""
-    return ("", 0) if not host else ("localhost" if host in LOOPBACK else host, parts.port or 6379)
+    return ("localhost" if host in LOOPBACK else host, parts.port or 6379) if host else None
 
 
 # What Celery must be told, and what goes wrong otherwise.
@@ -162,12 +163,13 @@ def _tasks(app: Any) -> Found:
                     id="martech.E013",
                 )
             )
-        queue = getattr(task, "queue", None)
-        if queue and queue not in settings.CELERY_TASK_QUEUES:
+        try:
+            app.amqp.router.route({}, name)
+        except QueueNotFound as error:
             found.append(
                 checks.Error(
-                    f"The task {name} goes to the queue {queue}, which no worker reads.",
-                    hint=f"Use one of {', '.join(settings.CELERY_TASK_QUEUES)}, or add it there and to the worker.",
+                    f"The task {name} goes to a queue that no worker reads: {error}.",
+                    hint=f"Route it to one of {', '.join(settings.CELERY_TASK_QUEUES)}, in CELERY_TASK_ROUTES.",
                     id="martech.E014",
                 )
             )

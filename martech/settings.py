@@ -103,6 +103,9 @@ AUTH_PASSWORD_VALIDATORS = [
 LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 USE_TZ = True
+# One language, and times by 24 hours.
+USE_I18N = False
+FORMAT_MODULE_PATH = "martech.formats"
 STATIC_URL = "static/"
 # Served from the packages themselves: no collectstatic step before the first page.
 WHITENOISE_USE_FINDERS = True
@@ -174,8 +177,14 @@ CELERY_TIMEZONE = "UTC"
 CELERY_TASK_DEFAULT_QUEUE = "default"
 CELERY_TASK_CREATE_MISSING_QUEUES = False
 CELERY_TASK_QUEUES = {name: {} for name in ("default", "traits", "crm", "email", "email-transactional", "ml")}
-# Where a task goes that names no queue in its decorator.
-CELERY_TASK_ROUTES = {"crm.tasks.*": {"queue": "crm"}, "emails.tasks.*": {"queue": "email"}}
+# Everything else goes to the default queue; the first line that fits counts.
+CELERY_TASK_ROUTES = {
+    "cdp.tasks.recompute_*": {"queue": "traits"},
+    "crm.tasks.*": {"queue": "crm"},
+    "emails.tasks.*_transactional": {"queue": "email-transactional"},
+    "emails.tasks.train_*": {"queue": "ml"},
+    "emails.tasks.*": {"queue": "email"},
+}
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
@@ -195,6 +204,10 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "A customer data platform: events in, profiles out. Errors are RFC 9457 problems with a stable code.",
     "VERSION": "1",
     "SCHEMA_PATH_PREFIX": "/v1",
+    "TAGS": [
+        {"name": name}
+        for name in ("tracking", "profiles", "identity-decisions", "traits", "sources", "dead-letters", "api-keys")
+    ],
     "SERVE_AUTHENTICATION": [],
     "SERVE_INCLUDE_SCHEMA": False,
     "ENUM_NAME_OVERRIDES": {
@@ -232,6 +245,7 @@ UNFOLD = {
             "950": "oklch(28.2% .091 267.935)",
         }
     },
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": "/static/cdp/favicon.svg"}],
     "STYLES": ["/static/cdp/admin.css"],
     "SCRIPTS": ["/static/cdp/admin.js"],
     "DASHBOARD_CALLBACK": "cdp.admin.site.dashboard",

@@ -51,7 +51,7 @@ class TooManyAttempts(PermanentError):
 
 
 class Task(DjangoTask):
-    """Base of all tasks. A task names its queue in its decorator, where it is not its app's."""
+    """Base of all tasks. Which queue one goes to stands in the settings (CELERY_TASK_ROUTES)."""
 
     abstract = True
     # Starts of one task, tries again and deliveries after a worker's death together.

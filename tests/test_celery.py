@@ -230,7 +230,14 @@ def test_all_that_is_scheduled_exists():
 
 @pytest.mark.parametrize(
     ("task", "queue"),
-    [("cdp.tasks.heartbeat", "default"), ("crm.tasks.pull", "crm"), ("emails.tasks.send", "email")],
+    [
+        ("cdp.tasks.heartbeat", "default"),
+        ("cdp.tasks.recompute_trait", "traits"),
+        ("crm.tasks.pull", "crm"),
+        ("emails.tasks.send", "email"),
+        ("emails.tasks.send_transactional", "email-transactional"),
+        ("emails.tasks.train_send_time", "ml"),
+    ],
 )
-def test_tasks_go_to_the_queue_of_their_app(task, queue):
+def test_tasks_go_to_the_queue_of_their_kind(task, queue):
     assert app.amqp.router.route({}, task)["queue"].name == queue
