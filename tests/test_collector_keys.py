@@ -2,16 +2,14 @@
 
 import asyncio
 import base64
-import subprocess
 import time
-from contextlib import contextmanager
 
 import pytest
 import redis
 
 from cdp.collector.keys import KeysUnavailable, KeyTable, WriteKey, basic_user, hash_key
-from martech.embedded.valkey import ValkeyServer
 from tests.collecting import BROWSER, KEYS, LOG_URL, OTHER, READER, SERVER, basic, collecting, publish
+from tests.valkey import own_valkey
 
 pytestmark = pytest.mark.anyio
 
@@ -135,75 +133,32 @@ async def test_a_store_that_was_never_filled_is_no_reason_to_refuse():
         assert (await collector.post("/v1/track", EVENT)).status_code == 200
 
 
-@contextmanager
-def valkey(tmp_path_factory):
-    """Start a log server of the test's own; yield it with functions that stop and start it."""
-    server = ValkeyServer("log", tmp_path_factory / "data", tmp_path_factory / "s")
-    server.prepare()
-    running = []
-
-    def start():
-        running.append(subprocess.Popen(server.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                with redis.Redis.from_url(server.url) as client:
-                    client.ping()
-                return
-            except redis.RedisError:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-
-    def kill():
-        process = running.pop()
-        process.kill()
-        process.wait()
-
-    start()
-    try:
-        yield server.url, start, kill
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-
-
-@pytest.fixture
-def short_path():
-    """A directory whose path is short enough for a socket."""
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory(prefix="mt-", dir="/tmp") as path:
-        yield Path(path)
-
-
-async def test_while_the_store_is_away_known_keys_stay_good_and_unknown_ones_are_not_refused(short_path):
-    with valkey(short_path) as (url, start, kill):
-        publish(KEYS, url)
-        table = KeyTable(url)
+async def test_while_the_store_is_away_known_keys_stay_good_and_unknown_ones_are_not_refused():
+    with own_valkey() as server:
+        publish(KEYS, server.url)
+        table = KeyTable(server.url)
         await table.start()
-        kill()
+        server.kill()
         assert await table.find(SERVER) == KEYS[SERVER]
         with pytest.raises(KeysUnavailable):
             await table.find("unknown")
-        start()
+        server.start()
         assert await table.find("unknown") is None
         await table.stop()
 
 
-async def test_a_restart_of_the_log_server_is_survived(short_path):
-    with valkey(short_path) as (url, start, kill):
-        publish(KEYS, url)
-        async with collecting(log_url=url) as collector:
+async def test_a_restart_of_the_log_server_is_survived():
+    with own_valkey() as server:
+        publish(KEYS, server.url)
+        async with collecting(log_url=server.url) as collector:
             assert (await collector.post("/v1/track", EVENT)).status_code == 200
-            kill()
+            server.kill()
             away = await collector.post("/v1/track", EVENT)
             assert (away.status_code, away.json()["code"]) == (503, "log_unavailable")
             assert 1 <= int(away.headers["retry-after"]) <= 300
-            start()
+            server.start()
             assert (await collector.post("/v1/track", EVENT)).status_code == 200
-            publish({OTHER: KEYS[OTHER]}, url, stamp="2")
+            publish({OTHER: KEYS[OTHER]}, server.url, stamp="2")
             started = time.monotonic()
             while (await collector.post("/v1/track", EVENT)).status_code != 401:
                 assert time.monotonic() - started < 5
