@@ -8,7 +8,9 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import psycopg
@@ -251,22 +253,30 @@ def test_secrets_are_the_owners_alone(data):
 
 
 @pytest.mark.parametrize("name", ["d" * 90, "odd, näme"])
-def test_a_path_that_sockets_cannot_have_gets_a_short_one(tmp_path, monkeypatch, name):
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    with command(tmp_path / name, XDG_RUNTIME_DIR=tmp_path) as (_, found):
-        sockets = tmp_path / found["LOG_URL"].removeprefix(f"unix://{tmp_path}/").partition("/")[0]
-        assert sockets.name.startswith(f"martech-{os.getuid()}-")
-        assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
-        assert answering(found) == list(ADDRESSES)
+def test_a_path_that_sockets_cannot_have_gets_a_short_one(tmp_path, name):
+    with tempfile.TemporaryDirectory(prefix="mt-", dir="/tmp") as short:
+        with command(tmp_path / name, XDG_RUNTIME_DIR=short) as (_, found):
+            [sockets] = Path(short).iterdir()
+            assert sockets.name.startswith(f"martech-{os.getuid()}-")
+            assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
+            assert found["LOG_URL"] == f"unix://{sockets}/log.sock"
+            assert answering(found) == list(ADDRESSES)
+
+
+def test_a_place_that_is_too_long_itself_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / ("x" * 90)))
+    (tmp_path / ("x" * 90)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert Home(tmp_path / ("d" * 90)).sockets().parent == Path("/tmp")
 
 
 def test_a_short_socket_directory_of_somebody_else_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    home = Home(tmp_path / ("d" * 90))
-    (tmp_path / "elsewhere").mkdir()
-    home.sockets().symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigurationError, match="belongs to somebody else"):
-        home.create_sockets()
+    with tempfile.TemporaryDirectory(prefix="mt-", dir="/tmp") as short:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        home = Home(tmp_path / ("d" * 90))
+        home.sockets().symlink_to(tmp_path)
+        with pytest.raises(ConfigurationError, match="belongs to somebody else"):
+            home.create_sockets()
 
 
 def test_a_data_directory_that_is_a_file_is_named(tmp_path):

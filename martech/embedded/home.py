@@ -64,11 +64,10 @@ class Home:
 
     def sockets(self) -> Path:
         """Return the directory of the servers' Unix sockets, which may not have a long path or odd characters."""
-        path = str(self.run)
-        if len(os.fsencode(path + LONGEST_NAME)) <= LONGEST_SOCKET and re.fullmatch(r"[\w./+-]+", path, re.A):
-            return self.run
-        name = f"martech-{os.getuid()}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
-        return Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / name
+        name = f"martech-{os.getuid()}-{hashlib.sha256(os.fsencode(self.run)).hexdigest()[:12]}"
+        places = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")  # noqa: S108
+        elsewhere = [Path(place) / name for place in places if place and os.access(place, os.W_OK)]
+        return next((path for path in (self.run, *elsewhere) if _holds_sockets(path)), self.run)
 
     def create_sockets(self) -> None:
         """Make the sockets' directory; ConfigurationError when somebody else made it."""
@@ -142,6 +141,11 @@ class Home:
     def forget_servers(self) -> None:
         """Remove the file of `write_servers`."""
         self._file.unlink(missing_ok=True)
+
+
+def _holds_sockets(directory: Path) -> bool:
+    path = os.fsencode(directory) + os.fsencode(LONGEST_NAME)
+    return len(path) <= LONGEST_SOCKET and re.fullmatch(rb"[\w./+-]+", path) is not None
 
 
 def _write_private(path: Path, text: str) -> None:
