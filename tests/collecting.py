@@ -19,6 +19,7 @@ from cdp.log.base import Delivery, Event, decode_entry
 
 # A database of its own: the key tables of Django's tests go to 0.
 LOG_URL = f"{os.environ['LOG_URL']}?db=5"
+CACHE_URL = f"{os.environ['CACHE_URL']}?db=5"
 SERVER, BROWSER, OTHER, READER = "wk_server", "wk_browser", "wk_other", "mk_reader"
 KEYS = {
     SERVER: WriteKey(source_id=1),
@@ -58,7 +59,7 @@ def basic(key):
 
 def config(**changes):
     """Return the configuration of a collector under test."""
-    return replace(configuration.load(), **({"log_url": LOG_URL} | changes))
+    return replace(configuration.load(), **({"log_url": LOG_URL, "cache_url": CACHE_URL} | changes))
 
 
 class Collecting:
@@ -89,11 +90,12 @@ class Collecting:
 
 @asynccontextmanager
 async def collecting(*, keys=KEYS, then=None, peer="192.0.2.7", log=None, **changes):
-    """Run a collector over an empty log with some keys published; `changes` are of its configuration."""
+    """Run a collector over an empty log and cache with some keys published; `changes` are of its configuration."""
     settings = config(**changes)
     if log is None and settings.log_url == LOG_URL:
-        with redis.Redis.from_url(LOG_URL) as store:
-            store.flushdb()
+        for url in (LOG_URL, CACHE_URL):
+            with redis.Redis.from_url(url) as store:
+                store.flushdb()
         publish(keys)
     log = log or open_log(settings.log_url, partitions=settings.log_partitions)
     application = create_application(settings, log, then=then)
