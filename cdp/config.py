@@ -28,7 +28,6 @@ class Config:
     collector_trusted_proxies: tuple[str, ...]
     processor_batch_events: int
     processor_poll_seconds: float
-    cache_ttl_seconds: int
     event_partition_days: int
     duplicate_window_days: int
 
@@ -85,9 +84,6 @@ def _processor() -> dict:
         ),
         "processor_poll_seconds": env.seconds(
             "PROCESSOR_POLL_SECONDS", 0.05, "How long the processor waits for new log entries in one read"
-        ),
-        "cache_ttl_seconds": env.integer(
-            "CACHE_TTL_SECONDS", 7 * 86400, "How long an untouched profile stays in the cache", minimum=1
         ),
         "event_partition_days": env.integer(
             "EVENT_PARTITION_DAYS", 1, "Days of events in one table partition", minimum=1, maximum=366

@@ -82,7 +82,7 @@ async def test_the_keys_scope_and_life_count(core, database_url):
 
 
 async def test_a_read_waits_for_its_position(reading):
-    cache = ProfileCache(CACHE_URL, ttl_seconds=60)
+    cache = ProfileCache(CACHE_URL)
     cache.write([], [], [], {0: "7-0", 1: "3-5"})
     for token in ("0.7-0", "0.6-9,1.3-5"):
         answer = await reading.client.get(f"/v1/profiles/anonymous_id:anon?min_position={token}", headers=BEARER)

@@ -55,7 +55,7 @@ class LocalEngine:
         self.config, self.log = config, log
         self.wanted = list(partitions)
         self.pipeline = Pipeline(duplicate_window_days=config.duplicate_window_days)
-        self.cache = ProfileCache(config.cache_url, ttl_seconds=config.cache_ttl_seconds)
+        self.cache = ProfileCache(config.cache_url)
         self._stopping = threading.Event()
         self._trimmed_at = self._shown_at = 0.0
         self._covered: tuple[datetime, datetime] | None = None
