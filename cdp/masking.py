@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 PERMISSION = "cdp.view_personal_data"
 DOTS = "•••"
+# What is nested deeper is masked as a whole.
+MAX_DEPTH = 40
 
 # A trait is personal when a word of its name is one of these …
 PERSONAL_WORDS = frozenset(
@@ -71,26 +73,33 @@ def prose(value: str) -> str:
     return _PHONE.sub(DOTS, addresses(value))
 
 
-def everything(value: Any) -> Any:
-    """Return JSON data of the same form with every text and number masked."""
-    if isinstance(value, Mapping):
-        return {prose(key): everything(item) for key, item in value.items()}
+def everything(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """Return JSON data of the same form, down to a depth, with every text and number masked."""
+    if value is None or isinstance(value, bool):
+        return value
     if isinstance(value, str):
         return text(value)
-    if isinstance(value, Sequence):
-        return [everything(item) for item in value]
-    return value if value is None or isinstance(value, bool) else DOTS
+    if depth and isinstance(value, Mapping):
+        return {prose(key): everything(item, depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, Sequence):
+        return [everything(item, depth - 1) for item in value]
+    return DOTS
 
 
-def traits(value: Any, *, personal: bool = False) -> Any:
+def traits(value: Any, *, personal: bool = False, depth: int = MAX_DEPTH) -> Any:
     """Return traits with the personal ones masked, by their names and by what they look like."""
-    if isinstance(value, Mapping):
-        return {prose(key): traits(item, personal=personal or is_personal(key)) for key, item in value.items()}
-    if personal:
-        return everything(value)
     if isinstance(value, str):
-        return prose(value)
-    return [traits(item) for item in value] if isinstance(value, Sequence) else value
+        return text(value) if personal else prose(value)
+    if not isinstance(value, (Mapping, Sequence)):
+        return everything(value) if personal else value
+    if not depth:
+        return DOTS
+    if isinstance(value, Mapping):
+        return {
+            prose(key): traits(item, personal=personal or is_personal(key), depth=depth - 1)
+            for key, item in value.items()
+        }
+    return [traits(item, personal=personal, depth=depth - 1) for item in value]
 
 
 def identifiers(value: Any) -> Any:

@@ -17,7 +17,9 @@ _VIEW = [
 _SCHEDULE = ["clockedschedule", "crontabschedule", "intervalschedule", "periodictask", "solarschedule"]
 
 _viewer = {f"cdp.view_{model}" for model in _VIEW}
-_operator = {"cdp.view_personal_data", "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source"}
+_operator = {
+    "cdp.view_personal_data", "cdp.change_profile", "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
+}  # fmt: skip
 _admin = (
     {f"cdp.{verb}_apikey" for verb in ("view", "add", "change")}
     | {f"auth.{verb}_user" for verb in ("view", "add", "change", "delete")}

@@ -91,6 +91,7 @@ def complete(result: dict[str, Any], generator: Any, request: Any, public: bool)
     schemas |= {"Problem": _PROBLEM, "Message": _MESSAGE, "Batch": _BATCH, "Accepted": _ACCEPTED}
     for path in result["paths"].values():
         for operation in path.values():
+            operation["summary"] = operation["description"].partition("\n")[0].removesuffix(".")
             operation["responses"].setdefault("default", _problem("An error"))
     schemes = result["components"].setdefault("securitySchemes", {})
     schemes["write_key"] = {
@@ -109,7 +110,7 @@ def _tracking(call: str, meaning: str, schema: str) -> dict[str, Any]:
     accepted = {"schema": {"$ref": "#/components/schemas/Accepted"}}
     return {
         "operationId": call,
-        "summary": meaning,
+        "summary": meaning.removesuffix("."),
         "description": "Answered when every event is durable in the log.",
         "tags": ["tracking"],
         "security": [{"write_key": []}],

@@ -22,7 +22,7 @@ def make_source(name="", **fields):
 
 def make_profile(*identifiers, **fields):
     """Make a profile with identifiers given as (namespace, value)."""
-    graph = {}
+    graph: dict[str, list[str]] = {}
     for namespace, value in identifiers:
         graph.setdefault(namespace, []).append(value)
     profile = Profile.objects.create(

@@ -103,8 +103,13 @@ def allows(request: Request, scope: str) -> bool:
     """Return whether the request's key has the scope, or its person the permission."""
     if isinstance(request.auth, ApiKey):
         return ALL in request.auth.scopes or scope in request.auth.scopes
-    permission = SCOPES[scope][1]
-    return request.user.has_perm(permission) if permission else bool(request.user.is_superuser)
+    return person_may(request.user, scope)
+
+
+def person_may(user: masking.User, scope: str) -> bool:
+    """Return whether somebody has the permission that stands for a scope; for `all`, every one of them."""
+    wanted = [permission for name, (_, permission) in SCOPES.items() if scope in (name, ALL) and permission]
+    return all(user.has_perm(permission) for permission in wanted)
 
 
 def masks(request: Request) -> bool:

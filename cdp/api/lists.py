@@ -93,6 +93,12 @@ def profile_id(text: Any) -> UUID:
     return UUID(text)
 
 
+def cursor(values: Sequence[Any]) -> str:
+    """Return a position as an opaque text."""
+    plain = [value.isoformat() if isinstance(value, datetime) else str(value) for value in values]
+    return base64.urlsafe_b64encode(json.dumps(plain).encode()).decode("ascii")
+
+
 def position(cursor: str, *readers: Callable[[Any], Any]) -> tuple[Any, ...] | None:
     """Return what a cursor says, one value a reader, None for an empty one; BadCursor where it cannot be read."""
     if not cursor:
@@ -129,8 +135,7 @@ def by_id(request: Request, rows: QuerySet[Any], query: dict[str, Any], show: Ca
 
 def _address(request: Request, values: Sequence[Any]) -> str:
     parameters = request.query_params.copy()
-    plain = [value.isoformat() if isinstance(value, datetime) else str(value) for value in values]
-    parameters["cursor"] = base64.urlsafe_b64encode(json.dumps(plain).encode()).decode("ascii")
+    parameters["cursor"] = cursor(values)
     return request.build_absolute_uri(f"{escape_uri_path(request.path)}?{parameters.urlencode()}")
 
 

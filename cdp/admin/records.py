@@ -1,0 +1,108 @@
+"""Rows to look at: decisions, definitions, checkpoints and task runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from unfold.decorators import display
+
+from cdp.admin.base import Records
+from cdp.models import Checkpoint, IdentityDecision, Profile, TaskRun, TraitDefinition
+
+EMPTY = "–"
+
+
+def as_json(value: Any) -> str:
+    """Return data as JSON that people can read."""
+    return format_html('<pre class="mt-json">{}</pre>', json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def profile_link(profile: Profile | None) -> str:
+    """Return a link to a profile's page, by the name it goes by."""
+    if profile is None:
+        return EMPTY
+    address = reverse("admin:cdp_profile_change", args=[profile.pk])
+    return format_html('<a class="mt-link" href="{}">{}</a>', address, profile.display_name)
+
+
+@admin.register(IdentityDecision)
+class IdentityDecisionAdmin(Records):
+    """Merges, refusals and unmerges."""
+
+    list_display = ["kind_label", "reason", "profile_shown", "other_shown", "source", "decided_at"]
+    list_display_links = ["kind_label"]
+    list_filter = ["kind"]
+    list_select_related = ["profile", "other", "source"]
+    ordering = ["-id"]
+    fields = [
+        "kind", "reason", "profile_shown", "other_shown", "source", "message_id", "occurred_at", "decided_at",
+        "detail_shown",
+    ]  # fmt: skip
+
+    @display(description="Decision", label={"merge": "success", "refusal": "warning", "unmerge": "info"})
+    def kind_label(self, decision: IdentityDecision) -> str:
+        """Show the kind as a label."""
+        return decision.kind
+
+    @display(description="Profile")
+    def profile_shown(self, decision: IdentityDecision) -> str:
+        """Link to the profile that stays."""
+        return profile_link(decision.profile)
+
+    @display(description="Other profile")
+    def other_shown(self, decision: IdentityDecision) -> str:
+        """Link to the other profile."""
+        return profile_link(decision.other)
+
+    @display(description="Detail")
+    def detail_shown(self, decision: IdentityDecision) -> str:
+        """Show what was decided about."""
+        return as_json(decision.detail)
+
+
+@admin.register(TraitDefinition)
+class TraitDefinitionAdmin(Records):
+    """Computed traits."""
+
+    list_display = ["name", "kind", "counts", "version", "enabled", "description"]
+    ordering = ["name"]
+
+    @display(description="Of")
+    def counts(self, trait: TraitDefinition) -> str:
+        """Say which events it counts."""
+        return " · ".join(part for part in (trait.event_type, trait.event_name) if part) or "all events"
+
+
+@admin.register(Checkpoint)
+class CheckpointAdmin(Records):
+    """How far the log was processed."""
+
+    list_display = ["partition", "position", "events", "updated_at", "log"]
+    ordering = ["log", "partition"]
+
+
+@admin.register(TaskRun)
+class TaskRunAdmin(Records):
+    """What tasks did."""
+
+    list_display = ["task", "status_label", "attempts", "started_at", "ended_at"]
+    list_filter = ["status"]
+    ordering = ["-started_at"]
+
+    @display(
+        description="Status",
+        label={"succeeded": "success", "failed": "danger", "retrying": "warning", "started": "info"},
+    )
+    def status_label(self, run: TaskRun) -> str:
+        """Show the status as a label."""
+        return run.status
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """Leave errors, which may be long, to the page of one run."""
+        rows = super().get_queryset(request)
+        return rows.defer("error") if request.resolver_match.url_name.endswith("changelist") else rows  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""How times are written for people: `FORMAT_MODULE_PATH`."""
