@@ -58,6 +58,7 @@ def _run(command: list[str], stdin: int) -> subprocess.Popen:
 def _guard(running: list[subprocess.Popen]) -> subprocess.Popen:
     """Have the servers ended even when this process is killed."""
     watching = _run([sys.executable, "-I", "-S", guard.__file__], subprocess.PIPE)
+    assert watching.stdin
     watching.stdin.write("".join(f"+ {process.pid} {signal.SIGINT.value}\n" for process in running).encode())
     watching.stdin.flush()
     return watching

@@ -22,6 +22,7 @@ from martech.embedded.home import Home
 from martech.embedded.options import Options
 from martech.embedded.postgres import PostgresServer
 from martech.embedded.servers import Servers
+from martech.embedded.supervisor import Supervisor
 from martech.embedded.unprivileged import Unprivileged
 from martech.lib.errors import ConfigurationError
 from tests.running import ROOT, environment, free_port, processes_of, wait_until
@@ -70,6 +71,7 @@ def command(data, *arguments, **more):
         [sys.executable, "-c", COMMAND, *(arguments or ["shell"])],
         cwd=ROOT, env=environment(data, **more), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stdout
     try:
         yield process, json.loads(process.stdout.readline())
     finally:
@@ -215,7 +217,7 @@ def test_an_outside_server_that_does_not_answer_is_named(data, monkeypatch):
     monkeypatch.setattr(servers, "OUTSIDE_PATIENCE_SECONDS", 0.1)
     monkeypatch.setenv("LOG_URL", f"redis://127.0.0.1:{free_port()}/0")
     with pytest.raises(ConfigurationError) as raised:
-        Servers(Home(data), _options(data)).wait(supervisor=None)
+        Servers(Home(data), _options(data)).wait(_idle(data))
     assert raised.value.message.startswith("LOG_URL does not answer (Error 111 connecting to 127.0.0.1:")
     assert raised.value.message.endswith("Connection refused.): start that server, or correct LOG_URL.")
 
@@ -237,7 +239,7 @@ def test_a_command_that_has_every_address_touches_no_directory(data):
 
 def test_up_gets_the_addresses_that_it_is_going_to_start(data):
     with command(data, "up") as (_, found):
-        assert found["LOG_URL"] == f"unix://{data}/run/log.sock"
+        assert found["LOG_URL"] == f"unix://{Home(data).sockets()}/log.sock"
         assert answering(found) == []
     assert not (data / "postgres").exists()
 
@@ -347,7 +349,7 @@ def test_a_missing_wheel_is_named(data, monkeypatch, wheel, address):
     home = Home(data)
     home.create()
     with pytest.raises(ConfigurationError) as raised:
-        Servers(home, _options(data)).start(supervisor=None)
+        Servers(home, _options(data)).start(_idle(data))
     assert raised.value.message.startswith(f"The wheel {wheel.replace('_', '-')} is not installed")
     assert f"or set {address} to" in raised.value.message
 
@@ -420,6 +422,11 @@ def test_a_taken_port_is_named():
     assert raised.value.message == (
         f"The address 127.0.0.1:{port} is taken by another program: stop that, or choose another port with PORT=…."
     )
+
+
+def _idle(data):
+    """Return a supervisor that runs nothing yet."""
+    return Supervisor(pids=data, environment={}, cwd=ROOT)
 
 
 def _options(data, *, port=8000):

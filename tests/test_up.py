@@ -45,7 +45,7 @@ class Up:
 
     def found(self, pattern):
         """Return what the pattern's group holds in the printed table."""
-        return re.search(pattern, self.said())[1]
+        return re.findall(pattern, self.said())[0]
 
     def stop(self, number=signal.SIGINT):
         """Ask for the end; return the seconds that it took."""
@@ -94,7 +94,7 @@ class Up:
 @pytest.fixture
 def ups():
     """Keep what a test starts, and end it with the test."""
-    started = []
+    started: list[Up] = []
     yield started
     for up in started:
         if up.process.poll() is None:
