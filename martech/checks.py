@@ -57,7 +57,8 @@ def secrets(**_: Any) -> Found:
 @checks.register
 def redis_roles(**_: Any) -> Found:
     """Find Redis servers that were given two roles which need opposite settings."""
-    config, found = settings.CONFIG, []
+    config = settings.CONFIG
+    found: Found = []
     log, broker, cache = (_server(url) for url in (config.log_url, config.broker_url, config.cache_url))
     for role, server, loses in (("LOG_URL", log, "acknowledged events"), ("BROKER_URL", broker, "tasks")):
         if cache and cache == server:
@@ -181,7 +182,7 @@ def postgresql(databases: Sequence[str] | None = None, **_: Any) -> Found:
     """Find a server that the platform was not made for, and partitions that nobody would read any more."""
     if "default" not in (databases or ()):
         return []
-    connection = connections["default"]
+    connection: Any = connections["default"]
     try:
         found = _version(connection.pg_version // 10000)
         if "cdp_checkpoint" in connection.introspection.table_names():
@@ -253,7 +254,7 @@ def redis_broker(**_: Any) -> Found:
     """Find a broker that evicts. One that is away is not wrong: worker and beat wait for it."""
     try:
         with redis.Redis.from_url(settings.CONFIG.broker_url, socket_timeout=TIMEOUT) as client:
-            policy = client.info("memory").get("maxmemory_policy")  # type: ignore[union-attr]
+            policy = client.info("memory").get("maxmemory_policy")
     except (RedisError, OSError):
         return []
     if policy in (None, "noeviction"):

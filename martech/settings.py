@@ -176,7 +176,8 @@ CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_TIMEZONE = "UTC"
 CELERY_TASK_DEFAULT_QUEUE = "default"
 CELERY_TASK_CREATE_MISSING_QUEUES = False
-CELERY_TASK_QUEUES = {name: {} for name in ("default", "traits", "crm", "email", "email-transactional", "ml")}
+_QUEUES = ("default", "traits", "crm", "email", "email-transactional", "ml")
+CELERY_TASK_QUEUES: dict[str, dict] = {name: {} for name in _QUEUES}
 # Everything else goes to the default queue; the first line that fits counts.
 CELERY_TASK_ROUTES = {
     "cdp.tasks.recompute_*": {"queue": "traits"},
@@ -201,7 +202,7 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Martech",
-    "DESCRIPTION": "A customer data platform: events in, profiles out. Errors are RFC 9457 problems with a stable code.",
+    "DESCRIPTION": "A customer data platform: events in, profiles out. Errors are RFC 9457 problems with a code.",
     "VERSION": "1",
     "SCHEMA_PATH_PREFIX": "/v1",
     "TAGS": [

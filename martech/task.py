@@ -125,7 +125,7 @@ class Task(DjangoTask):
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         self._ended(task_id, task_runs.Status.FAILED, exc)
 
-    def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+    def after_return(self, *_: Any) -> None:
         structlog.contextvars.clear_contextvars()
 
     def _ended(self, task_id: str, status: str, error: Exception | None = None) -> None:

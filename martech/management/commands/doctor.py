@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import IO, Any, cast
 
 from django.conf import settings
 from django.core import checks
@@ -56,7 +56,7 @@ class Command(BaseCommand):
             table.add_row(part.name, f"[{COLOURS[part.status]}]{part.status}[/]", part.detail)
         for one in found:
             table.add_row("settings", "[red]wrong[/]", f"{one['message']} {one['hint']} ({one['id']})")
-        Console(file=self.stdout).print(table)
+        Console(file=cast(IO[str], self.stdout)).print(table)
         self.stdout.write(
             "Something is amiss, see above." if found or any(p.status != "ok" for p in parts) else "All well."
         )
