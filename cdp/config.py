@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from martech.lib import env
 
@@ -37,7 +38,7 @@ def load() -> Config:
     return Config(**_addresses(), **_collector(), **_processor())
 
 
-def _addresses() -> dict:
+def _addresses() -> dict[str, Any]:
     return {
         "database_url": env.url("DATABASE_URL", "", "PostgreSQL 15–18; empty: the embedded server", schemes=POSTGRESQL),
         "log_url": env.url(
@@ -51,7 +52,7 @@ def _addresses() -> dict:
     }
 
 
-def _collector() -> dict:
+def _collector() -> dict[str, Any]:
     return {
         "log_partitions": env.integer(
             "LOG_PARTITIONS", 8, "Partitions of the log; drain it before you change this", minimum=1, maximum=1024
@@ -77,7 +78,7 @@ def _collector() -> dict:
     }
 
 
-def _processor() -> dict:
+def _processor() -> dict[str, Any]:
     return {
         "processor_batch_events": env.integer(
             "PROCESSOR_BATCH_EVENTS", 20_000, "Events in one transaction at the most", minimum=1

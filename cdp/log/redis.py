@@ -108,17 +108,14 @@ class RedisLog(Log):
         key = self.key(partition)
         with _translated():
             if not position:
-                return int(self._reader.xlen(key))  # type: ignore[arg-type]
+                return int(self._reader.xlen(key))
             done: Any = self._reader.xrange(key, "-", position)
-            return int(self._reader.xlen(key)) - len(done)  # type: ignore[arg-type]
+            return int(self._reader.xlen(key)) - len(done)
 
     def check(self) -> None:
         with _translated():
             try:
-                settings: Any = {
-                    name: self._reader.config_get(name).get(name)  # type: ignore[union-attr]
-                    for name in REQUIRED
-                }
+                settings: Any = {name: self._reader.config_get(name).get(name) for name in REQUIRED}
             except exceptions.ResponseError:
                 # Managed servers forbid CONFIG; INFO tells two of the three.
                 info: Any = self._reader.info()

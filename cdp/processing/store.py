@@ -259,7 +259,7 @@ def _copy_aside(connection: Connection, table: str, columns: str, rows: Iterable
     """Copy rows into a temporary table of this session, which every commit empties."""
     name = sql.Identifier(table)
     connection.execute(
-        sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS").format(name, sql.SQL(columns))  # type: ignore[arg-type]
+        sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS").format(name, sql.SQL(columns))
     )
     connection.execute(sql.SQL("DELETE FROM {}").format(name))
     copy(connection, f"COPY {table} FROM STDIN", rows)
