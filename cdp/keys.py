@@ -16,7 +16,9 @@ from django.conf import settings
 from django.db import IntegrityError, connection, transaction
 from django.db.models.signals import post_delete, post_save
 from django.dispatch import receiver
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from cdp.collector import keys as published
 from cdp.models import ApiKey, Source
@@ -129,6 +131,8 @@ def _store() -> redis.Redis:
         published.keys_url(settings.CONFIG),
         socket_timeout=published.TIMEOUT_SECONDS,
         socket_connect_timeout=published.TIMEOUT_SECONDS,
+        # A person waits for the page that saved the change.
+        retry=Retry(NoBackoff(), 1),
     )
 
 
