@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,15 +104,19 @@ def test_children_of_a_dead_leader_are_ended_before_it_starts_again(running, tmp
     assert not alive(orphan)
 
 
-def test_processes_that_left_the_group_are_known_by_their_workplace(running, tmp_path):
+def test_processes_that_left_the_group_are_known_by_name_and_workplace(running, tmp_path):
     workplace = tmp_path / "cluster"
     workplace.mkdir()
-    script = f"cd {workplace}; setsid sleep 302 & echo $! > {tmp_path}/child; wait"
+    shutil.copy(shutil.which("sleep"), tmp_path / "postgres")
+    script = f"cd {workplace}; setsid ../postgres 302 & echo $! > {tmp_path}/child; wait"
     running.start(Program(name="postgres", command=shell(script), stage=0, workplace=workplace))
     child = tmp_path / "child"
     wait_until(lambda: child.exists() and child.read_text())
-    os.kill(started(running, "postgres"), signal.SIGKILL)
-    wait_until(lambda: not alive(int(child.read_text())))
+    with subprocess.Popen(SLEEP, cwd=workplace) as visitor:
+        os.kill(started(running, "postgres"), signal.SIGKILL)
+        wait_until(lambda: not alive(int(child.read_text())))
+        assert visitor.poll() is None
+        visitor.kill()
 
 
 def test_lower_stages_stop_first(running, output):

@@ -45,9 +45,9 @@ def _ours(file: Path) -> tuple[int, int] | None:
     return (entry["pid"], entry["signal"]) if same else None
 
 
-def end_workers(workplace: Path) -> None:
-    """Kill the processes whose working directory is `workplace`."""
+def end_workers(name: str, workplace: Path) -> None:
+    """Kill the processes called `name` whose working directory is `workplace`."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.cwd() == str(workplace):
+            if process.name() == name and process.cwd() == str(workplace):
                 process.kill()

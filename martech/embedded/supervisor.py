@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 import psutil
-from honcho.colour import get_colours
+from honcho import colour
 from honcho.printer import Message, Printer
 from honcho.process import Process
 
@@ -31,6 +32,8 @@ WELL_SECONDS = 20.0
 WATCH_SECONDS = 0.25
 OWN_NAME = "platform"
 WIDTH = len("processor")
+# Red is for what goes wrong.
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "intense_cyan", "intense_green", "intense_magenta")
 TELLING = re.compile(r"FATAL|PANIC|rror|No space left|annot|ailed|denied")
 
 
@@ -40,8 +43,9 @@ class Program:
 
     `stage`: lower stages are stopped first. `stop_signals`: the first one asks, the next one insists after `grace`
     seconds; SIGKILL to the whole group ends it in any case. `abandoned_signal`: what the guard sends when the
-    supervisor was killed. `workplace`: processes whose working directory it is belong to the program even though
-    they left its group. `environment` is added to the supervisor's. `least_grace` holds even in a hurry.
+    supervisor was killed. `workplace`: processes of the program's name whose working directory it is belong to
+    the program even though they left its group. `environment` is added to the supervisor's. `least_grace` holds
+    even in a hurry.
     """
 
     name: str
@@ -73,7 +77,7 @@ class Supervisor:
         self._output = output or sys.stdout
         self._printer = Printer(self._output, width=WIDTH)
         self._lock = threading.Lock()
-        self._colours = get_colours()
+        self._colours = itertools.cycle(getattr(colour, name) for name in COLOURS)
         self._children: dict[str, _Child] = {}
 
     def __enter__(self) -> "Supervisor":
@@ -267,7 +271,7 @@ class _Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         if self.program.workplace is not None:
-            leftovers.end_workers(self.program.workplace)
+            leftovers.end_workers(self.program.name, self.program.workplace)
 
 
 def _describe(returncode: int) -> str:

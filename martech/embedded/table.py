@@ -45,9 +45,16 @@ def _rows(options: Options, access: Access, url: str) -> list[tuple[str, str]]:
         ("Tracking endpoint", f"{url} (an SDK's host)"),
         ("Write key", access.write_key or "of any source in the admin"),
         ("Metrics", f"{url}/metrics"),
-        ("Listens on", f"{options.host}:{options.port}"),
+        ("Listens on", _listens_on(options)),
         ("Data", str(options.data)),
     ]
+
+
+def _listens_on(options: Options) -> str:
+    where = f"{options.host}:{options.port}"
+    if options.host in ("127.0.0.1", "::1", "localhost"):
+        return f"{where}, this machine alone (WEB_HOST moves it)"
+    return f"{where} (ALLOWED_HOSTS says by which names others may call it)"
 
 
 def _commands(access: Access, url: str) -> list[tuple[str, str]]:
