@@ -40,7 +40,7 @@ class Up:
         return self.log.read_text()
 
     def wait_ready(self):
-        wait_until(lambda: "Read the profile:" in self.said() or self.process.poll() is not None, 45)
+        wait_until(lambda: "Read the profile:" in self.said() or self.process.poll() is not None, 60)
         assert self.process.poll() is None, self.said()
 
     def found(self, pattern):
