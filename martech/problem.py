@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-import psycopg_pool
+import psycopg
 from django.core.exceptions import PermissionDenied
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
@@ -21,7 +21,7 @@ CONTENT_TYPE = "application/problem+json"
 API_PREFIX = "/v1/"
 # What a form would call by no field's name.
 _WHOLE = "non_field_errors"
-_AWAY = (OperationalError, InterfaceError, psycopg_pool.PoolTimeout)
+_AWAY = (OperationalError, InterfaceError, psycopg.OperationalError)
 
 
 def body(status: int, code: str, message: str, **more: Any) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from datetime import timedelta
 
+import psycopg_pool
 import pytest
+from django.db import OperationalError
 from django.test import Client
 
 from cdp.api.access import SCOPES
@@ -13,6 +15,15 @@ from martech.lib import clock
 from tests.factories import make_api_key, make_user
 
 pytestmark = pytest.mark.django_db
+
+
+def raising(error):
+    """Return a function that raises."""
+
+    def fail(*_args, **_options):
+        raise error
+
+    return fail
 
 
 def refusal(response):
@@ -37,7 +48,10 @@ def test_without_a_key_the_answer_is_401_with_a_challenge(client):
 
 
 def test_an_unknown_key_is_401(client):
-    assert refusal(client.get("/v1/profiles", headers={"Authorization": "Bearer nonsense"})) == (401, "bad_key")
+    assert refusal(client.get("/v1/profiles", headers={"Authorization": "Bearer nonsense"})) == (
+        401,
+        "not_authenticated",
+    )
 
 
 @pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Bearer a b", "Bearer \xff", "Basic eDo="])
@@ -49,12 +63,12 @@ def test_a_revoked_key_is_401(client):
     headers = make_api_key("profiles:read")
     assert client.get("/v1/profiles", headers=headers).status_code == 200
     revoke_api_key(ApiKey.objects.get())
-    assert refusal(client.get("/v1/profiles", headers=headers)) == (401, "revoked_key")
+    assert refusal(client.get("/v1/profiles", headers=headers)) == (401, "not_authenticated")
 
 
 def test_an_expired_key_is_401(client):
     headers = make_api_key("profiles:read", expires_at=clock.now() - timedelta(seconds=1))
-    assert refusal(client.get("/v1/profiles", headers=headers)) == (401, "expired_key")
+    assert refusal(client.get("/v1/profiles", headers=headers)) == (401, "not_authenticated")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +89,7 @@ def test_an_expired_key_is_401(client):
 def test_a_key_does_what_its_scopes_say_and_nothing_else(client, method, path, scope):
     others = sorted(set(SCOPES) - {scope, "all"})
     response = getattr(client, method)(path, headers=make_api_key(*others))
-    assert refusal(response) == (403, "missing_scope")
+    assert refusal(response) == (403, "permission_denied")
     assert scope in response.json()["message"]
     for enough in (scope, "all"):
         allowed = getattr(client, method)(path, content_type="application/json", headers=make_api_key(enough))
@@ -144,7 +158,7 @@ def test_a_key_needs_no_csrf_token():
         ("get", "/v1/sources/99999999999", 404, "not_found"),
         ("delete", "/v1/sources", 405, "method_not_allowed"),
         ("options", "/v1/sources", 405, "method_not_allowed"),
-        ("get", "/v1/profiles/00000000-0000-0000-0000-000000000000", 404, "profile_not_found"),
+        ("get", "/v1/profiles/00000000-0000-0000-0000-000000000000", 404, "not_found"),
     ],
 )
 def test_refusals_are_problems(client, method, path, status, code):
@@ -162,12 +176,22 @@ def test_a_body_of_another_type_is_a_problem(client):
 
 
 def test_an_unexpected_exception_is_a_problem(client, monkeypatch):
-    def fail(*_args, **_options):
-        raise RuntimeError("boom")
-
-    monkeypatch.setattr("cdp.lookup.newest", fail)
+    monkeypatch.setattr("cdp.lookup.newest", raising(RuntimeError("boom")))
     client.raise_request_exception = False
     assert refusal(client.get("/v1/profiles", headers=make_api_key("all"))) == (500, "internal_error")
+
+
+def test_a_database_that_is_away_is_503_and_says_when_to_try_again(client, monkeypatch):
+    headers = make_api_key("all")
+    for error in (OperationalError("gone"), psycopg_pool.PoolTimeout("none free")):
+        monkeypatch.setattr("cdp.lookup.newest", raising(error))
+        response = client.get("/v1/profiles", headers=headers)
+        assert refusal(response) == (503, "database_unavailable")
+        assert response.headers["Retry-After"] == "1"
+
+
+def test_a_host_that_is_not_ours_is_a_problem(client):
+    assert refusal(client.get("/v1/profiles", headers={"Host": "evil.example"})) == (400, "bad_request")
 
 
 def test_pages_outside_of_the_api_answer_as_pages(client):

@@ -39,7 +39,9 @@ def test_a_profile_answers_with_its_document(get):
         version=4,
         created_at=NOON,
     )
-    body = get(f"/v1/profiles/{profile.pk}").json()
+    response = get(f"/v1/profiles/{profile.pk}")
+    assert response.headers["ETag"] == '"4"'
+    body = response.json()
     assert body.pop("as_of") > "2026"
     assert body == {
         "id": str(profile.pk),
@@ -65,7 +67,7 @@ def test_a_profile_is_found_by_any_value_of_an_identifier(get, value):
 @pytest.mark.parametrize("reference", ["crm:nobody", "crm:", ":x", "nonsense", "crm:%00", "crm:" + "x" * 5000])
 def test_what_nobody_has_is_404(get, reference):
     response = get(f"/v1/profiles/{reference}")
-    assert (response.status_code, response.json()["code"]) == (404, "profile_not_found")
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
 def test_an_identifier_that_nobody_has_filters_everything_out(get):
@@ -194,15 +196,15 @@ def reached():
 def test_a_read_waits_until_the_asked_position_is_processed(client, monkeypatch):
     headers = make_api_key("profiles:read")
     make_profile(("user_id", "user-1"))
-    monkeypatch.setattr("cdp.api.profiles.POSITION_SECONDS", 0.05)
+    monkeypatch.setattr("cdp.collector.reads.WAIT_SECONDS", 0.05)
 
     def read(token):
         return client.get("/v1/profiles/user_id:user-1", {"min_position": token}, headers=headers)
 
     assert read("3.1764-1").status_code == 200
     late = read("3.1764-2")
-    assert (late.status_code, late.json()["code"]) == (503, "position_not_reached")
-    assert late.headers["Retry-After"] == "1"
+    assert (late.status_code, late.json()["code"]) == (504, "position_not_reached")
+    assert late.headers["Retry-After"] == "5"
     bad = read("nonsense")
     assert (bad.status_code, bad.json()["code"]) == (400, "bad_position")
 

@@ -34,6 +34,8 @@ SCOPES = {
     "dead_letters:write": ("Replay dead letters", "cdp.replay_deadletter"),
     ALL: ("Everything", ""),
 }
+# One code for all that a key can lack, as the collector has it.
+UNKNOWN = NotAuthenticated.default_code
 # How exact `last_used_at` is: a busy key writes its row once in this time.
 LAST_USED_GRAIN = timedelta(minutes=1)
 
@@ -57,11 +59,11 @@ class ApiKeyAuthentication(BaseAuthentication):
 
 def _usable(key: ApiKey | None) -> ApiKey:
     if key is None:
-        raise AuthenticationFailed("This API key is not known. Create one with `manage.py create_api_key`.", "bad_key")
+        raise AuthenticationFailed("This API key is not known. Create one with `manage.py create_api_key`.", UNKNOWN)
     if key.revoked_at is not None:
-        raise AuthenticationFailed(f"The API key {key.prefix}… was revoked. Use another.", "revoked_key")
+        raise AuthenticationFailed(f"The API key {key.prefix}… was revoked. Use another.", UNKNOWN)
     if key.expires_at is not None and key.expires_at <= clock.now():
-        raise AuthenticationFailed(f"The API key {key.prefix}… has expired. Use another.", "expired_key")
+        raise AuthenticationFailed(f"The API key {key.prefix}… has expired. Use another.", UNKNOWN)
     return key
 
 
@@ -128,5 +130,5 @@ class HasScope(BasePermission):
         if request.auth is None and not request.user.is_authenticated:
             raise NotAuthenticated("Send `Authorization: Bearer KEY` with an API key, or log in at /admin/.")
         if not allows(request, scope):
-            raise PermissionDenied(f"This needs the scope `{scope}`.", "missing_scope")
+            raise PermissionDenied(f"This needs the scope `{scope}`.")
         return True

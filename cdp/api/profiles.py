@@ -11,7 +11,7 @@ from django.conf import settings
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from msgspec import Raw
 from rest_framework import serializers
-from rest_framework.exceptions import NotFound
+from rest_framework.exceptions import APIException, NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -19,14 +19,12 @@ from rest_framework.views import APIView
 from cdp import lookup, masking, timeline
 from cdp.api import lists
 from cdp.api.access import masks
+from cdp.collector import reads
 from cdp.models import Identifier
 from cdp.processing.decode import TYPES
 from cdp.profiles import ProfileReader
-from martech.lib.errors import RetryableError
 
 READ = {"GET": "profiles:read"}
-# How long a read that asks for a position waits for it.
-POSITION_SECONDS = 5.0
 REFERENCE = OpenApiParameter(
     "reference", str, OpenApiParameter.PATH, description="A profile's id, or `namespace:value` of an identifier"
 )
@@ -108,22 +106,24 @@ class IdentifiersQuery(lists.ListQuery, PositionQuery):
     """What the list of a profile's identifiers takes."""
 
 
-class NotYet(RetryableError):
+class NotYet(APIException):
     """The asked position has not been processed in time."""
 
-    code = "position_not_reached"
+    status_code = 504
+    default_code = "position_not_reached"
+    wait = 5
 
 
 def wait_for(token: str) -> None:
     """Wait until the effects of a position token can be read; NotYet where that takes too long."""
     if token and not async_to_sync(_wait)(token):
-        raise NotYet(f"Position {token} was not processed within {POSITION_SECONDS:g} s. Try again.")
+        raise NotYet(f"Processing has not reached position {token[:200]} within {reads.WAIT_SECONDS:.0f} s. Try again.")
 
 
 async def _wait(token: str) -> bool:
     reader = ProfileReader(settings.CONFIG.cache_url, settings.CONFIG.database_url)
     try:
-        return await reader.wait_for(token, POSITION_SECONDS)
+        return await reader.wait_for(token, reads.WAIT_SECONDS)
     finally:
         await reader.aclose()
 
@@ -132,12 +132,16 @@ def found(reference: str) -> UUID:
     """Return the id of the profile that an address names, or answer 404."""
     profile_id = lookup.by_reference(reference)
     if profile_id is None:
-        raise NotFound(f"There is no profile {reference}.", "profile_not_found")
+        raise NotFound(f"There is no profile {reference}. Check its namespace and spelling.")
     return profile_id
 
 
 def _shown(document: bytes, *, masked: bool) -> Any:
     return masking.document(msgspec.json.decode(document)) if masked else Raw(document)
+
+
+class _Version(msgspec.Struct):
+    version: int = 0
 
 
 class Profiles(APIView):
@@ -170,8 +174,9 @@ class Profile(APIView):
     def get(self, request: Request, reference: str) -> Response:
         """Get a profile by its id or one of its identifiers; a merged one answers as the profile it became part of."""
         wait_for(lists.read(request, PositionQuery)["min_position"])
-        document = lookup.document(found(reference))
-        return Response(_shown(document or b"null", masked=masks(request)))
+        document = lookup.document(found(reference)) or b"{}"
+        version = msgspec.json.decode(document, type=_Version).version
+        return Response(_shown(document, masked=masks(request)), headers={"ETag": f'"{version}"'})
 
 
 class Timeline(APIView):

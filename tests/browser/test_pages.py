@@ -160,3 +160,31 @@ def test_a_person_looks_around(page, platform, shoot):
     look_into_dead_letters(page, shoot)
     copy_a_call(page, shoot, write_key)
     read_the_api(page, shoot)
+
+
+MAKE_VIEWER = """
+from django.contrib.auth.models import Group, User
+User.objects.create_user("vera", password={password!r}, is_staff=True).groups.add(Group.objects.get(name="viewer"))
+"""
+
+
+def test_a_viewer_sees_what_happened_and_no_names(page, platform):
+    platform.manage("shell", "-c", MAKE_VIEWER.format(password=PASSWORD))
+    write_key = platform.manage("create_source", "web shop")
+    key = platform.manage("create_api_key", "browser test", "--scopes", "profiles:read")
+    platform.send(write_key, *story())
+    wait_until(lambda: ready(platform, key, "user_id:user-1042"), 30)
+
+    log_in(page, "vera")
+    open_list(page, "Profiles")
+    page.get_by_placeholder("Identifier, namespace:value").fill("user_id:user-1042")
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="A•••").click()
+    expect(page.get_by_text("a•••@e•••.com").first).to_be_visible()
+    page.get_by_role("link", name="track", exact=True).click()
+    expect(page.get_by_text("Order Completed").first).to_be_visible()
+    assert "Archer" not in page.content()
+    seen = page.request.get("/v1/profiles/user_id:user-1042").json()
+    assert (seen["traits"]["name"], seen["traits"]["plan"]) == ("A•••", "gold")
+    for hidden in ("API keys", "Users"):
+        expect(page.get_by_role("link", name=hidden)).to_have_count(0)
