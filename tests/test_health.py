@@ -1,5 +1,6 @@
 """`/healthz`, `/readyz` and `/metrics`: what they say, to whom, and whatever is away."""
 
+import json
 import re
 import socket
 import threading
@@ -8,11 +9,13 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from importlib import import_module
+from io import StringIO
 
 import psycopg
 import pytest
 import redis
 from django.conf import settings as configured
+from django.core.management import call_command
 from django.test import AsyncClient, Client, RequestFactory
 from django.utils import timezone
 from prometheus_client import REGISTRY, Gauge
@@ -300,3 +303,32 @@ async def test_the_pages_are_served_by_the_asynchronous_server_too(own_database)
 def test_other_methods_and_pages_go_on():
     assert health._page(Client().get("/healthz").wsgi_request) is health.healthz
     assert Client().post("/healthz").status_code == 404
+
+
+def doctor(*options):
+    told, status = StringIO(), 0
+    try:
+        call_command("doctor", *options, stdout=told)
+    except SystemExit as end:
+        status = end.code
+    return status, told.getvalue()
+
+
+def test_the_doctor_finds_a_platform_that_is_well(platform):
+    status, told = doctor()
+    assert (status, told.splitlines()[-1]) == (0, "All well.")
+    status, told = doctor("--json")
+    assert (status, json.loads(told)["status"], json.loads(told)["checks"]) == (0, "ready", [])
+
+
+def test_the_doctor_names_what_is_amiss_and_fails(platform):
+    TaskRun.objects.all().delete()
+    platform.CONFIG = replace(platform.CONFIG, cache_url=platform.CONFIG.log_url)
+    status, told = doctor("--json")
+    found = json.loads(told)
+    assert (status, found["status"]) == (1, "degraded")
+    assert [one["id"] for one in found["checks"]] == ["martech.E003"]
+    assert [part["name"] for part in found["parts"] if part["status"] != "ok"] == ["worker"]
+    status, told = doctor()
+    assert (status, told.splitlines()[-1]) == (1, "Something is amiss, see above.")
+    assert "martech.E003" in told
