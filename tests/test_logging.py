@@ -18,8 +18,11 @@ log.info("something happened", count=3)
 logging.getLogger("a.library").warning("it said %s", "so")
 logging.getLogger("httpx").info("HTTP Request: GET https://example.com/?secret=1")
 log.debug("unseen")
-try:
+def break_down():
+    password = "hunter2-secret"
     1 / 0
+try:
+    break_down()
 except ZeroDivisionError:
     logging.getLogger("a.library").exception("it broke")
 """
@@ -52,6 +55,7 @@ def test_machines_get_one_object_a_line():
         "t1",
     )
     [error] = broke["exception"]
+    assert "secret" not in str(broke)
     assert (error["exc_type"], error["exc_value"]) == ("ZeroDivisionError", "division by zero")
 
 
