@@ -12,7 +12,7 @@ import psycopg
 
 from martech.demo import story
 from martech.demo.cdnow import Purchase
-from martech.lib.errors import PermanentError
+from martech.lib.errors import PermanentError, RetryableError
 
 TOP = 10
 READ_SECONDS = 15.0
@@ -136,7 +136,8 @@ class _Profile(msgspec.Struct):
 
 def _profile(answer: httpx.Response) -> Customer:
     if answer.status_code != 200:
-        raise PermanentError(f"{answer.url} answered {answer.status_code}: {answer.text[:200]}")
+        said = f"{answer.url} answered {answer.status_code}: {answer.text[:200]}"
+        raise RetryableError(said) if answer.is_server_error else PermanentError(said)
     computed = msgspec.json.decode(answer.content, type=_Profile).computed_traits
     return Customer(computed.event_count, computed.total_spent, computed.first_seen, computed.last_seen)
 

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
+import httpx
 import psycopg
+from django.db import OperationalError as DatabaseAway
 from django.db import connections
 
 from cdp import keys
 from cdp.config import Config
-from cdp.models import Source
+from cdp.models import ApiKey, Source
 from martech.demo import comparing, story
 from martech.demo.backlog import Backlog
 from martech.demo.cdnow import Purchase
@@ -19,6 +22,8 @@ from martech.demo.screen import Screen
 from martech.demo.sending import Sender
 from martech.lib import clock
 from martech.lib.errors import MartechError, RetryableError
+
+T = TypeVar("T")
 
 SOURCE = "CDNOW purchases"
 API_KEY = "CDNOW comparison"
@@ -56,20 +61,34 @@ class Report:
 
 def play(stage: Stage, purchases: Sequence[Purchase]) -> Report:
     """Send the purchases, unless they were sent too long ago to be recognised, and compare."""
-    try:
-        source = Source.objects.filter(name=SOURCE).first() or keys.create_source(name=SOURCE)
-        with Backlog(stage.config) as backlog:
-            since = _sent_long_ago(stage.config, source.pk)
-            if since is None:
-                report = _send(stage, source.write_key, purchases, backlog)
-            else:
-                stage.say(_not_again(since, stage.config))
-                report = Report([], 0, 0.0, 0.0)
-            position = backlog.token()
-        report.lines.extend(_compare(stage, source.pk, purchases, position))
-        return report
-    finally:
-        connections.close_all()
+    source = _patiently(_source)
+    since = _patiently(lambda: _sent_long_ago(stage.config, source.pk))
+    with Backlog(stage.config) as backlog:
+        if since is None:
+            report = _send(stage, source.write_key, purchases, backlog)
+        else:
+            stage.say(_not_again(since, stage.config))
+            report = Report([], 0, 0.0, 0.0)
+        position = _patiently(backlog.token)
+    return replace(report, lines=_patiently(lambda: _compare(stage, source.pk, purchases, position)))
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Return what `ask` does; ask again while a server is away, for PATIENCE_SECONDS at the most."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except (DatabaseAway, psycopg.OperationalError, httpx.TransportError, RetryableError):
+            if time.monotonic() > deadline:
+                raise
+        finally:
+            connections.close_all()
+        time.sleep(1)
+
+
+def _source() -> Source:
+    return Source.objects.filter(name=SOURCE).first() or keys.create_source(name=SOURCE)
 
 
 def _sent_long_ago(config: Config, source_id: int) -> datetime | None:
@@ -145,9 +164,8 @@ def _stuck(counts: dict[str, int], finished: bool, behind: dict[int, str]) -> Ma
 def _compare(stage: Stage, source_id: int, purchases: Sequence[Purchase], position: str) -> list[Line]:
     file = comparing.from_file(purchases)
     platform = comparing.from_platform(stage.config.database_url, source_id)
-    key, secret = keys.create_api_key(name=API_KEY, scopes=["profiles:read"])
-    try:
-        read = comparing.read_profiles(stage.url, secret, comparing.top(platform.customers), position)
-    finally:
+    _, secret = keys.create_api_key(name=API_KEY, scopes=["profiles:read"])
+    read = comparing.read_profiles(stage.url, secret, comparing.top(platform.customers), position)
+    for key in ApiKey.objects.filter(name=API_KEY, revoked_at=None):
         keys.revoke_api_key(key)
     return comparing.lines(file, platform, read)
