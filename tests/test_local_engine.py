@@ -242,7 +242,7 @@ def test_old_days_in_the_log_get_their_table_partitions(config, log, core):
 
 def test_a_reader_hands_over_what_it_meets(log, config):
     append(log, [(0, b"\x09unknown")])
-    reader = Reader(log, {0: ""}, max_events=10, wait=0.01)
+    reader = Reader(Ahead(log, {0: ""}), max_events=10, wait=0.01)
     with pytest.raises(PermanentError, match="newer version"):
         reader.take(5)
     reader.stop()
@@ -281,3 +281,10 @@ def test_killing_the_processor_again_and_again_loses_and_doubles_nothing(config,
     )
     assert {(row["n"], row["total"]) for row in totals} == {(80, "88")}
     assert len(totals) == 50
+
+
+def test_the_largest_event_is_a_setting(config, log, core):
+    send(log, message(userId="u1", properties={"a": "x" * 500}), message(userId="u2"))
+    engine_of(replace(config, collector_event_bytes=400), log).drain()
+    assert core.letters() == ["too_large"]
+    assert len(core.events()) == 1

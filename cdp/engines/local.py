@@ -89,7 +89,7 @@ class LocalEngine:
         with psycopg.connect(self.config.database_url, autocommit=True) as connection:
             self._cover(connection)
             positions = self._take_over(connection, self.wanted)
-            ahead = Ahead(self.log, positions)
+            ahead = self._ahead(positions)
             while (batch := ahead.take(max_events=self.config.processor_batch_events, wait=0)).positions:
                 self._commit(connection, batch)
                 positions |= batch.positions
@@ -113,8 +113,7 @@ class LocalEngine:
     def _follow(self, connection: store.Connection, positions: dict[int, str]) -> None:
         """Process what comes; returns when it is time to look for partitions that others let go."""
         reader = Reader(
-            self.log,
-            positions,
+            self._ahead(positions),
             max_events=self.config.processor_batch_events,
             wait=self.config.processor_poll_seconds,
         )
@@ -130,6 +129,9 @@ class LocalEngine:
                 self._keep_house(connection, positions)
         finally:
             reader.stop()
+
+    def _ahead(self, positions: dict[int, str]) -> Ahead:
+        return Ahead(self.log, positions, event_bytes=self.config.collector_event_bytes)
 
     def _take_over(self, connection: store.Connection, partitions: Sequence[int]) -> dict[int, str]:
         """Lock those of the partitions that are free and return their positions; make missing checkpoints."""

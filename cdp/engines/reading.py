@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from cdp.log.base import Log, Stored, decode_entry
+from cdp.processing.decode import MAX_EVENT_BYTES
 from cdp.processing.pipeline import Arrival, arrive
 
 # What one read asks of each partition; entries of a busy log hold tens of events each.
@@ -30,8 +31,8 @@ class Ahead:
     An entry is never split, so that a position always lies between entries.
     """
 
-    def __init__(self, log: Log, positions: dict[int, str]) -> None:
-        self._log = log
+    def __init__(self, log: Log, positions: dict[int, str], *, event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._log, self._event_bytes = log, event_bytes
         self._taken = dict(positions)
         self._read = dict(positions)
         self._pending: dict[int, deque[Stored]] = {partition: deque() for partition in positions}
@@ -59,7 +60,10 @@ class Ahead:
             stored = entries.popleft()
             self._taken[partition] = stored.position
             for delivery in decode_entry(stored.payload).deliveries:
-                batch.arrivals += [arrive(event, delivery, partition, stored.position) for event in delivery.events]
+                batch.arrivals += [
+                    arrive(event, delivery, partition, stored.position, max_bytes=self._event_bytes)
+                    for event in delivery.events
+                ]
         batch.positions[partition] = self._taken[partition]
         batch.events[partition] = len(batch.arrivals) - before
 
@@ -67,9 +71,9 @@ class Ahead:
 class Reader(threading.Thread):
     """Reads ahead by one batch; what goes wrong is handed to whoever takes the next batch."""
 
-    def __init__(self, log: Log, positions: dict[int, str], *, max_events: int, wait: float) -> None:
+    def __init__(self, ahead: Ahead, *, max_events: int, wait: float) -> None:
         super().__init__(name="reader", daemon=True)
-        self._ahead = Ahead(log, positions)
+        self._ahead = ahead
         self._max_events, self._wait = max_events, wait
         self._batches: queue.Queue[Batch | Exception] = queue.Queue(maxsize=1)
         self._stopped = threading.Event()

@@ -19,7 +19,7 @@ import psycopg
 from cdp import profiles
 from cdp.log.base import Delivery, Event
 from cdp.processing import registers, store, traits
-from cdp.processing.decode import Message, Rejection, decode
+from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.identity import EMAIL, Identifier, anchor_of
 from cdp.processing.people import Delta, People, Person
 from martech.lib import clock
@@ -108,14 +108,26 @@ class Applied:
         self.merged += other.merged
 
 
-def arrive(event: Event, delivery: Delivery, partition: int | None = None, position: str | None = None) -> Arrival:
-    """Decode an event that came in."""
-    return Arrival(event, delivery, decode(event, delivery), partition, position)
+def arrive(
+    event: Event,
+    delivery: Delivery,
+    partition: int | None = None,
+    position: str | None = None,
+    *,
+    max_bytes: int = MAX_EVENT_BYTES,
+) -> Arrival:
+    """Decode an event that came in; one of more than `max_bytes` will be put aside."""
+    return Arrival(event, delivery, decode(event, delivery, max_bytes=max_bytes), partition, position)
 
 
 def again(arrivals: Sequence[Arrival]) -> list[Arrival]:
     """Return the arrivals as they were before a batch that was rolled back resolved them."""
-    return [arrive(one.event, one.delivery, one.log_partition, one.log_position) for one in arrivals]
+    return [
+        one
+        if isinstance(one.decoded, Rejection)
+        else arrive(one.event, one.delivery, one.log_partition, one.log_position, max_bytes=len(one.event.body))
+        for one in arrivals
+    ]
 
 
 class Pipeline:
