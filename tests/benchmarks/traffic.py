@@ -10,12 +10,19 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import accumulate, count, cycle
+from typing import Any
 
 # How many draws are made ahead; then they come again from the start.
 DRAWS = 2**17
 
 _PERSON = {"userId": "user-%07d", "anonymousId": "visitor-%07d"}
-_LIBRARY = {"library": {"name": "analytics-python", "version": "2.4.0"}}
+_SERVER = {
+    "library": {"name": "analytics-python", "version": "2.4.0"},
+    "app": {"name": "shop", "version": "2026.11.2", "build": "4711"},
+    "device": {"type": "phone", "manufacturer": "Acme"},
+    "locale": "en-GB",
+    "timezone": "Europe/Berlin",
+}
 _BROWSER = {
     "userAgent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0",
     "locale": "en-GB",
@@ -28,20 +35,22 @@ _BROWSER = {
         "url": "https://shop.example/music/rock/albums?sort=newest&page=3",
     },
     "library": {"name": "analytics.js", "version": "npm:next-1.84.3"},
+    "screen": {"width": 1920, "height": 1080, "density": 1.5},
     "userAgentData": {"brands": [{"brand": "Chromium", "version": "142"}], "mobile": False, "platform": "Linux"},
     "campaign": {"name": "autumn-sale", "source": "newsletter", "medium": "email"},
 }
-_CALLS = [
-    {"type": "track", "event": "Product Viewed", "properties": {"sku": "CD-20117", "price": 11.77, "category": "Rock"}},
-    {"type": "page", "name": "Album", "properties": {"path": "/music/rock/20117", "title": "Album", "position": 3}},
-    {"type": "track", "event": "Product Added", "properties": {"sku": "CD-20117", "price": 11.77, "quantity": 1}},
+_ALBUM = {"sku": "CD-20117", "title": "Blue Train", "category": "Jazz", "brand": "Blue Note", "price": 11.77}
+_CALLS: list[dict[str, Any]] = [
+    {"type": "track", "event": "Product Viewed", "properties": _ALBUM | {"position": 3}},
+    {"type": "page", "name": "Album", "properties": _ALBUM | {"path": "/music/jazz/20117"}},
+    {"type": "track", "event": "Product Added", "properties": _ALBUM | {"quantity": 1, "cart_id": "c-881"}},
     {
         "type": "track",
         "event": "Order Completed",
-        "properties": {"order_id": "2026-11-40081", "total": 38.29, "currency": "EUR", "quantity": 3},
+        "properties": _ALBUM | {"order_id": "2026-11-40081", "total": 38.29, "currency": "EUR", "quantity": 3},
     },
-]  # fmt: skip
-CONTEXTS = {"server": _LIBRARY, "browser": _BROWSER}
+]
+CONTEXTS = {"server": _SERVER, "browser": _BROWSER}
 
 
 def templates(kind: str) -> list[str]:
