@@ -61,11 +61,14 @@ class Platform:
             return False
 
     def send(self, key, *messages):
-        """Send a batch by a source's write key."""
+        """Send a batch by a source's write key; return the position by which it is processed."""
         basic = b64encode(f"{key}:".encode()).decode()
         body = json.dumps({"batch": messages})
-        answer = httpx.post(f"{self.address}/v1/batch", content=body, headers={"Authorization": f"Basic {basic}"})
+        answer = httpx.post(
+            f"{self.address}/v1/batch?position=1", content=body, headers={"Authorization": f"Basic {basic}"}
+        )
         assert (answer.status_code, answer.json()) == (200, {"success": True})
+        return answer.headers["X-Martech-Position"]
 
     def stop(self):
         """End both processes."""
