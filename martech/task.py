@@ -38,7 +38,7 @@ TEXT_LENGTH = 128
 LIST_LENGTH = 100
 # A message that is due later than this stays in a worker's memory for too long.
 LATEST_SECONDS = 300
-DATABASE_SECONDS = 5.0
+DATABASE_SECONDS = 2.0
 DATABASE_AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
 
 log = structlog.get_logger("martech.task")

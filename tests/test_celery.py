@@ -9,11 +9,14 @@ import uuid
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 import redis
+from django.db import connection
 from django_celery_beat.models import PeriodicTask
 from django_celery_beat.schedulers import DatabaseScheduler
 from prometheus_client.parser import text_string_to_metric_families
+from psycopg import sql
 
 from cdp import task_runs
 from cdp.models import TaskRun
@@ -138,6 +141,31 @@ def test_a_task_whose_worker_was_killed_is_delivered_again(own_database, tmp_pat
     with worker(own_database):
         run = ended(result)
     assert (run.status, run.attempts) == ("succeeded", 2)
+
+
+def test_a_task_that_finds_postgresql_away_comes_again(own_database):
+    with worker(own_database):
+        assert ended(tasks.succeed.delay(1)).status == "succeeded"
+        with closed(connection.settings_dict["NAME"]):
+            result = tasks.succeed.delay(2)
+            time.sleep(1)
+        run = ended(result)
+    assert (run.status, run.attempts) == ("succeeded", 1)
+
+
+@contextmanager
+def closed(database):
+    """Let nobody into a database."""
+    connection.close()
+    connection.close_pool()
+    name = sql.Identifier(database)
+    with psycopg.connect(os.environ["DATABASE_URL"], dbname="postgres", autocommit=True) as admin:
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database])
+        try:
+            yield
+        finally:
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
 
 
 def test_worker_and_beat_refuse_a_broker_that_evicts(own_database, broker):
