@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from django.http import HttpRequest, HttpResponse
 from whitenoise.middleware import WhiteNoiseMiddleware
 from whitenoise.responders import StaticFile
@@ -13,9 +15,14 @@ class StaticFiles(WhiteNoiseMiddleware):
     @staticmethod
     def serve(static_file: StaticFile, request: HttpRequest) -> HttpResponse:
         """Answer with a file, a part of it, or "not modified"."""
-        streamed = WhiteNoiseMiddleware.serve(static_file, request)
-        try:
-            whole = HttpResponse(b"".join(streamed), status=streamed.status_code, headers=dict(streamed.headers))
-        finally:
-            streamed.close()
-        return whole
+        found = static_file.get_response(request.method, request.META)
+        body = b""
+        if found.file is not None:
+            with closing(found.file) as file:
+                body = file.read()
+        answer = HttpResponse(body, status=int(found.status))
+        # The file's own type is among the headers, where it has one.
+        del answer.headers["Content-Type"]
+        for name, value in found.headers:
+            answer.headers[name] = value
+        return answer

@@ -36,3 +36,9 @@ def test_a_file_that_has_not_changed_is_not_sent_again(client):
 
 def test_a_file_that_is_not_there_is_404(client):
     assert client.get("/static/nothing.css").status_code == 404
+
+
+def test_the_head_of_a_file_has_its_length_and_no_body(client):
+    head = client.head(FILES[0])
+    assert (head.status_code, head.content) == (200, b"")
+    assert int(head.headers["Content-Length"]) == len(client.get(FILES[0]).content)
