@@ -66,6 +66,8 @@ def heard(bed):
     found = {}
     for event in events:
         found.setdefault(event["event_type"], []).append((event["name"], event["properties"]))
+    # Those of one millisecond may have come by several requests at once.
+    found["track"].sort(key=lambda view: view[1].get("number", -1))
     return found
 
 
