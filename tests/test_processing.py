@@ -157,6 +157,23 @@ def test_a_bad_event_is_put_aside_with_its_reason_and_the_good_ones_are_stored(c
     assert len(core.events()) == 2
 
 
+@pytest.mark.parametrize(
+    "value",
+    [b"[" * 201 + b"]" * 201, b'{"a":' * 201 + b"1" + b"}" * 201, b"1" * 5000],
+    ids=["arrays", "objects", "digits"],
+)
+def test_what_readers_could_not_read_again_is_put_aside(core, value):
+    core.apply(b'{"type":"identify","userId":"u1","traits":{"a":' + value + b"}}", message(userId="u1"))
+    assert core.letters() == ["malformed"]
+    assert len(core.events()) == 1
+
+
+def test_long_texts_of_digits_and_brackets_are_texts(core):
+    text = "[" * 300 + "1" * 5000
+    core.apply(message("identify", userId="u1", traits={"a": text, "b": [[[1]]] * 100}))
+    assert core.profile("user_id:u1")["traits"] == {"a": text, "b": [[[1]]] * 100}
+
+
 def test_every_bad_event_at_once(core):
     good = [message(userId=f"u{number % 7}") for number in range(50)]
     mixed = [*good[:20], *BAD.values(), *good[20:]]

@@ -6,8 +6,6 @@ from contextlib import closing
 import pytest
 from django.conf import settings
 from django.db import connection
-from psycopg.types.json import JsonbLoader
-from psycopg.types.string import TextLoader
 
 from cdp.log import open_log
 from cdp.log.base import Delivery, Event, decode_entry
@@ -28,13 +26,7 @@ def get(client):
 def process(*deliveries):
     """Take deliveries through the core, in the transaction of the test."""
     arrivals = [arrive(event, delivery, 1, "1-0") for delivery in deliveries for event in delivery.events]
-    raw = connection.connection
-    # Django reads JSON as text, which its fields parse; the core's connections read it as data.
-    raw.adapters.register_loader("jsonb", JsonbLoader)
-    try:
-        return Pipeline().apply(raw, arrivals, now_us=clock.now_us())
-    finally:
-        raw.adapters.register_loader("jsonb", TextLoader)
+    return Pipeline().apply(connection.connection, arrivals, now_us=clock.now_us())
 
 
 def send(source, *messages):

@@ -5,6 +5,7 @@ Pure functions. The collector uses them to answer single calls, the processor to
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +35,8 @@ MAX_EVENT_BYTES = 32 * 2**10
 MAX_NAME = 255
 # Documented as 100 characters; SDKs exceed it with their prefixes, and a longer id harms nobody.
 MAX_MESSAGE_ID = 255
+# Readers in many languages stop at some hundreds of levels, and at numbers of some thousands of digits.
+MAX_DEPTH = 200
 FUTURE_TOLERANCE_US = 5 * 60 * 1_000_000
 # PostgreSQL and Python both know the year 1 to 9999; below, only nonsense is found.
 EARLIEST_US = clock.to_us(datetime(1, 1, 3))  # noqa: DTZ001 - a zone-less time counts as UTC there
@@ -127,6 +130,8 @@ _encode = msgspec.json.Encoder().encode
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
 )
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{\]}]')
+_LONG_NUMBER = re.compile(rb"[0-9]{4000}")
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -159,6 +164,10 @@ def _read(body: bytes) -> tuple[Wire, dict[str, Raw]]:
         body.decode()
     if b"\\u0000" in body and _NUL.search(body):
         raise msgspec.DecodeError("NUL")
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+        raise RecursionError
+    if len(body) > 4000 and _LONG_NUMBER.search(body):
+        _check_numbers(body)
     try:
         return _wire.decode(body), {}
     except msgspec.ValidationError:
@@ -166,6 +175,26 @@ def _read(body: bytes) -> tuple[Wire, dict[str, Raw]]:
         fields = _object.decode(body)
         known = {name: value for name, value in fields.items() if name in _WIRE_NAMES}
         return _wire.decode(_encode(known)), {name: fields[name] for name in fields.keys() - known.keys()}
+
+
+def _depth(body: bytes) -> int:
+    """Return how deeply arrays and objects are nested."""
+    depth = deepest = 0
+    for token in _TOKEN.findall(body):
+        if token in (b"[", b"{"):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in (b"]", b"}"):
+            depth -= 1
+    return deepest
+
+
+def _check_numbers(body: bytes) -> None:
+    """Refuse a number that Python itself would not read."""
+    try:
+        json.loads(body)
+    except ValueError as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 _WIRE_NAMES = frozenset(field.encode_name for field in msgspec.structs.fields(Wire))

@@ -83,15 +83,16 @@ def definition_version(connection: Connection) -> int:
 def definitions(connection: Connection) -> list[Definition]:
     """Return the computed traits to fold."""
     rows = connection.execute(
-        "SELECT id, name, kind, event_type, event_name, options, version"
+        "SELECT id, name, kind, event_type, event_name, options::text, version"
         " FROM cdp_traitdefinition WHERE enabled ORDER BY id"
     ).fetchall()
-    return [Definition(*row) for row in rows]
+    return [Definition(*row[:5], _decode(row[5]), row[6]) for row in rows]
 
 
 def sources(connection: Connection) -> dict[int, SourceRow]:
     """Return all sources by id."""
-    return {row[0]: SourceRow(row[1], row[2]) for row in connection.execute("SELECT id, kind, rules FROM cdp_source")}
+    rows = connection.execute("SELECT id, kind, rules::text FROM cdp_source")
+    return {source_id: SourceRow(kind, _decode(rules)) for source_id, kind, rules in rows}
 
 
 def seen(connection: Connection, messages: Sequence[Message], *, since_us: int) -> dict[bytes, set[int]]:
