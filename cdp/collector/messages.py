@@ -181,7 +181,7 @@ def is_plain(item: Item, kind: str, max_bytes: int) -> bool:
         # Further identifiers may be too long, and what should be an object something else.
         and b'"externalIds"' not in body
         and b'"email"' not in body
-        and all(bytes(value[:1]) in _OBJECT for value in map(memoryview, (head.context, head.traits, head.properties)))  # type: ignore[arg-type, var-annotated]  # a Raw is a buffer
+        and all(bytes(value)[:1] in _OBJECT for value in (head.context, head.traits, head.properties))
     )
 
 
