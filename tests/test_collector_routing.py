@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdp.collector.messages import Sender, parcels, read_batch, read_item, request_of
+from cdp.collector.messages import Request, Sender, parcels, read_batch, read_item
 from cdp.log.base import partition_of
 from cdp.processing.decode import Message, decode
 
@@ -29,7 +29,7 @@ messages = st.fixed_dictionaries(
 def test_the_partition_is_that_of_the_anchor(sent, batch_context):
     body = json.dumps({"batch": [sent], "context": batch_context}).encode()
     batch = read_batch(body)
-    request = request_of("", 1, "", body)
+    request = Request("", 1, "")
     request.context = batch.context
     [(partition, delivery)] = parcels([(read_item(batch.items[0]), Sender(1, False))], request, 1024)
     found = decode(delivery.events[0], delivery)

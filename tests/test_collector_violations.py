@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdp.collector.messages import Sender, is_plain, parcels, read_item, request_of
+from cdp.collector.messages import Request, Sender, is_plain, parcels, read_item
 from cdp.processing.decode import Rejection, decode
 
 CASES = [
@@ -91,5 +91,5 @@ def test_what_looks_plain_is_good(change, kind):
     body = json.dumps(PLAIN | change).encode()
     item = read_item(body)
     if is_plain(item, kind, 1000):
-        [(_, delivery)] = parcels([(item, Sender(1, False))], request_of(kind, 1, "", body), 8)
+        [(_, delivery)] = parcels([(item, Sender(1, False))], Request(kind, 1, ""), 8)
         assert not isinstance(decode(delivery.events[0], delivery, max_bytes=1000), Rejection)

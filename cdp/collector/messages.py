@@ -79,17 +79,11 @@ class Item(msgspec.Struct, gc=False):
 
 
 class Request(msgspec.Struct, gc=False):
-    """What holds for all events of a request. Times are microseconds; `kind` is "" for batches.
-
-    `may_be_direct` and `may_have_external` say whether any event may ask for its sender's address, or carry
-    external ids: looked up in the body once, since few do.
-    """
+    """What holds for all events of a request. Times are microseconds; `kind` is "" for batches."""
 
     kind: str
     received_us: int
     ip: str
-    may_be_direct: bool
-    may_have_external: bool
     context: bytes = b""
     integrations: bytes = b""
     skew_us: int = 0
@@ -107,11 +101,6 @@ _head = msgspec.json.Decoder(Head).decode
 _context = msgspec.json.Decoder(_Context).decode
 _traits = msgspec.json.Decoder(_Traits).decode
 _envelope = msgspec.json.Decoder(_Envelope).decode
-
-
-def request_of(kind: str, received_us: int, ip: str, body: bytes) -> Request:
-    """Return what holds for all events of a body."""
-    return Request(kind, received_us, ip, b'"direct"' in body, b'"externalIds"' in body)
 
 
 def read_batch(body: bytes) -> Batch:
@@ -221,7 +210,7 @@ def parcels(
             continue
         event = _event(item, request)
         partition = _partition(item, request, event.message_id, partitions)
-        ip = request.ip if sender.public or (request.may_be_direct and _is_direct(item, request.context)) else ""
+        ip = request.ip if sender.public or _is_direct(item, request.context) else ""
         key = (partition, sender.source_id, ip)
         delivery = found.get(key)
         if delivery is None:
@@ -256,7 +245,10 @@ def _new_id() -> str:
 
 def _is_direct(item: Item, batch_context: bytes) -> bool:
     """Tell whether the event asks for the sender's address although its source is a server."""
-    own = _read_context(item.head.context if item.head is not None else _EMPTY)
+    context = b"" if item.head is None else bytes(item.head.context)
+    if b'"direct"' not in context and b'"direct"' not in batch_context:
+        return False
+    own = _read_context(context)
     return (_read_context(batch_context) if own.direct is msgspec.UNSET else own).direct is True
 
 
@@ -269,11 +261,15 @@ def _partition(item: Item, request: Request, message_id: str, partitions: int) -
         found = _partition_by(USER_ID, head.user_id, partitions)
         if found >= 0:
             return found
-    if type(head.anonymous_id) is str and not request.may_have_external:
+    if type(head.anonymous_id) is str and not _has_external(head, request):
         found = _partition_by(ANONYMOUS_ID, head.anonymous_id, partitions)
         if found >= 0 and not clean(USER_ID, head.user_id):
             return found
     return _partition_by_all(head, request, message_id, partitions)
+
+
+def _has_external(head: Head, request: Request) -> bool:
+    return b'"externalIds"' in bytes(head.context) or b'"externalIds"' in request.context
 
 
 def _partition_by_all(head: Head, request: Request, message_id: str, partitions: int) -> int:

@@ -24,7 +24,6 @@ from cdp.collector.messages import (
     read_batch,
     read_item,
     read_single,
-    request_of,
     skew,
 )
 from cdp.collector.splitter import Malformed
@@ -81,7 +80,7 @@ class Tracking:
         body = Body(self._room, self._config.collector_request_bytes)
         try:
             data = await body.read(receive, headers)
-            request = request_of(call.kind, clock.now_us(), self._proxies.client(scope), data)
+            request = Request(call.kind, clock.now_us(), self._proxies.client(scope))
             taking = self._single if call.kind else self._batch
             positions = await taking(data, request, headers, call)
         except Malformed as error:
