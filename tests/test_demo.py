@@ -264,7 +264,7 @@ def test_a_processor_that_does_not_run_is_named(stage, monkeypatch):
 
 
 def test_where_there_is_no_terminal_progress_is_told_in_lines():
-    said: list[str] = []
+    said = []
     output = io.StringIO()
     screen = Screen(output)
     with screen.progress(["sent", "processed"], 1200, said.append) as show:
