@@ -208,10 +208,11 @@ def test_a_message_that_got_round_that_is_refused_at_its_start(own_database):
     assert TaskRun.objects.get().error.startswith("tests.celery_tasks.succeed was given a dict as argument 1.")
 
 
-@pytest.mark.parametrize("options", [{"countdown": 301}, {"eta": datetime.now(UTC) + timedelta(minutes=6)}])
-def test_a_message_may_not_wait_for_long(options, broker):
-    with pytest.raises(PermanentError, match=r"would wait 3.. s in the broker"):
-        tasks.succeed.apply_async(**options)
+@pytest.mark.parametrize("option", ["countdown", "eta"])
+def test_a_message_may_not_wait_for_long(option, broker):
+    late = {"countdown": 350, "eta": datetime.now(UTC) + timedelta(seconds=350)}
+    with pytest.raises(PermanentError, match=r"would wait 3[45]\d s in the broker"):
+        tasks.succeed.apply_async(**{option: late[option]})
     assert broker.llen("default") == 0
 
 
