@@ -29,8 +29,12 @@ async def test_a_clock_that_is_ahead_is_corrected(collector):
     assert fast == pytest.approx(-400 * 86400e6, abs=10e6)
 
 
-@pytest.mark.parametrize("sent_at", [off(seconds=-50), None, "", "yesterday", {}, [], True, 1e400, "9" * 50])
-async def test_times_are_kept_below_the_threshold_and_without_a_readable_sending_time(collector, sent_at):
+async def test_times_are_kept_below_the_threshold(collector):
+    assert await skews(collector, EVENT, sentAt=off(seconds=-50)) == [0]
+
+
+@pytest.mark.parametrize("sent_at", [None, "", "yesterday", {}, [], True, 1e400, "9" * 50])
+async def test_times_are_kept_without_a_readable_sending_time(collector, sent_at):
     assert await skews(collector, EVENT, sentAt=sent_at) == [0]
 
 
