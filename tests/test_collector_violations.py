@@ -1,5 +1,6 @@
 """A single call that breaks a rule: its sender is told, and the event is kept for the dead letters."""
 
+import functools
 import json
 
 import pytest
@@ -70,9 +71,15 @@ async def test_what_is_no_object_at_all_is_not_logged(collector, body):
     assert collector.logged() == []
 
 
+DEEP = functools.reduce(lambda inner, _: [inner], range(220), 0)
+# Stands for a number of more digits than Python itself writes.
+LONG = "a long number"
 odd = st.sampled_from(
-    [None, "", "a", "u1", "undefined", "x" * 300, "y" * 600, 0, 5, 1.5, True, [], {}, {"a": 1}, "é", "\0"]
-)
+    [
+        None, "", "a", "u1", "undefined", "x" * 300, "y" * 600, 0, 5, 1.5, True, [], {}, {"a": 1}, "é", "\0",
+        {"deep": DEEP}, {"long": LONG},
+    ]
+)  # fmt: skip
 external = st.lists(st.fixed_dictionaries({"id": odd, "type": odd}), max_size=2)
 PLAIN = {"userId": "u1", "anonymousId": "a1", "event": "Signed Up", "messageId": "m1", "properties": {"total": 1}}
 changes = st.fixed_dictionaries(
@@ -88,8 +95,8 @@ one_or_two = changes.map(lambda found: dict(list(found.items())[:2]))
 
 @given(change=one_or_two, kind=st.sampled_from(["track", "identify", "page", "screen", "group", "alias"]))
 def test_what_looks_plain_is_good(change, kind):
-    body = json.dumps(PLAIN | change).encode()
+    body = json.dumps(PLAIN | change).encode().replace(f'"{LONG}"'.encode(), b"1" * 5000)
     item = read_item(body)
-    if is_plain(item, kind, 1000):
+    if is_plain(item, kind, 6000):
         [(_, delivery)] = parcels([(item, Sender(1, False))], Request(kind, 1, ""), 8)
-        assert not isinstance(decode(delivery.events[0], delivery, max_bytes=1000), Rejection)
+        assert not isinstance(decode(delivery.events[0], delivery, max_bytes=6000), Rejection)

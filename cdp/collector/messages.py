@@ -16,11 +16,13 @@ from msgspec import Raw
 from cdp.collector import splitter
 from cdp.collector.splitter import Malformed
 from cdp.log.base import Delivery, Event, partition_of
-from cdp.processing.decode import MAX_MESSAGE_ID, MAX_NAME, parse_time
+from cdp.processing.decode import MAX_DEPTH, MAX_MESSAGE_ID, MAX_NAME, parse_time
 from cdp.processing.identity import ANONYMOUS_ID, MAX_VALUE, USER_ID, anchor_of, clean, collect
 
 _EMPTY = Raw(b"")
 _OBJECT = (b"", b"{")
+# In more bytes there may be a number of more digits than readers take.
+PLAIN_BYTES = 4000
 # Every body this process may take in parses to fewer; each costs memory and a dead letter.
 MOST_EVENTS = 100_000
 
@@ -155,14 +157,10 @@ def is_plain(item: Item, kind: str, max_bytes: int) -> bool:
     Most calls are plain, and this takes a tenth of the time.
     """
     head, body = item.head, item.body
-    if head is None or len(body) > max_bytes or not body.isascii() or b"\\u0000" in body:
+    if head is None or len(body) > min(max_bytes, PLAIN_BYTES) or not body.isascii() or b"\\u0000" in body:
         return False
-    if kind == "track":
-        named = type(head.event) is str and 0 < len(head.event) <= MAX_NAME
-    else:
-        named = kind in {"page", "screen", "identify"} and _at_most(head.name, MAX_NAME)
     return (
-        named
+        _is_named(head, kind)
         and _is_identified(head)
         and _at_most(head.user_id, MAX_VALUE)
         and _at_most(head.anonymous_id, MAX_VALUE)
@@ -170,8 +168,17 @@ def is_plain(item: Item, kind: str, max_bytes: int) -> bool:
         # Further identifiers may be too long, and what should be an object something else.
         and b'"externalIds"' not in body
         and b'"email"' not in body
+        and body.count(b"[") + body.count(b"{") <= MAX_DEPTH
         and all(bytes(value)[:1] in _OBJECT for value in (head.context, head.traits, head.properties))
     )
+
+
+def _is_named(head: Head, kind: str) -> bool:
+    if kind == "track":
+        return type(head.event) is str and 0 < len(head.event) <= MAX_NAME
+    if kind == "identify":  # RudderStack's traits, in the context, are for `decode`.
+        return bytes(head.traits)[:1] == b"{"
+    return kind in {"page", "screen"} and _at_most(head.name, MAX_NAME)
 
 
 def _is_identified(head: Head) -> bool:
