@@ -86,7 +86,10 @@ def definitions(connection: Connection) -> list[Definition]:
         "SELECT id, name, kind, event_type, event_name, options::text, version"
         " FROM cdp_traitdefinition WHERE enabled ORDER BY id"
     ).fetchall()
-    return [Definition(*row[:5], _decode(row[5]), row[6]) for row in rows]
+    return [
+        Definition(number, name, kind, event_type, event_name, _decode(options), version)
+        for number, name, kind, event_type, event_name, options, version in rows
+    ]
 
 
 def sources(connection: Connection) -> dict[int, SourceRow]:
