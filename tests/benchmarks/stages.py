@@ -1,5 +1,6 @@
 """The rows: what is measured, and how."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -197,12 +198,13 @@ def end_to_end(bed: Bed, flags: Flags) -> Figure:
     batch = flags.batch or 20
     rate = flags.rate or END_TO_END
     before = bed.processed()
-    spent, start = _Spent(bed), time.perf_counter()
+    spent = _Spent(bed)
     with _Probe(bed) as probe:
         load = run_load(_changed(_sending(bed, flags, batch), rate=rate / batch))
+        ended = time.perf_counter()
         lag = load.succeeded * batch + probe.sent - (bed.processed() - before)
     bed.wait_processed(before + load.succeeded * batch + probe.sent)
-    elapsed = time.perf_counter() - start
+    elapsed = load.seconds + time.perf_counter() - ended
     seen = sorted(probe.seconds)
     return Figure(
         row="end-to-end", unit="events", figure=load.succeeded * batch / elapsed,
@@ -216,40 +218,44 @@ def end_to_end(bed: Bed, flags: Flags) -> Figure:
 
 
 class _Probe:
-    """Sends an event now and then and waits until its effect can be read; a context manager."""
+    """Sends an event now and then and waits until its effect can be read; a context manager.
+
+    At fixed times too, however long earlier events take to be seen.
+    """
 
     def __init__(self, bed: Bed) -> None:
         self.seconds: list[float] = []
         self.sent = 0
         self._bed = bed
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(4)]
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
 
     def __enter__(self) -> "_Probe":
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._done.set()
-        for thread in self._threads:
-            thread.join(2 * VISIBLE_SECONDS)
+        self._thread.join(4 * VISIBLE_SECONDS)
 
-    def _run(self, number: int) -> None:
-        pause = len(self._threads) / PROBES_A_SECOND
-        with httpx.Client(base_url=f"http://127.0.0.1:{self._bed.port}", timeout=2 * VISIBLE_SECONDS) as client:
-            for turn in range(10**6):
-                if self._done.wait(pause):
-                    return
-                self._once(client, f"probe-{number}-{turn % 50}")
+    async def _run(self) -> None:
+        limits = httpx.Limits(max_connections=None)
+        base = f"http://127.0.0.1:{self._bed.port}"
+        async with httpx.AsyncClient(base_url=base, timeout=2 * VISIBLE_SECONDS, limits=limits) as client:
+            async with asyncio.TaskGroup() as probes:
+                start, number = time.perf_counter(), 0
+                while not self._done.is_set():
+                    number += 1
+                    probes.create_task(self._once(client, f"probe-{number}"))
+                    await asyncio.sleep(max(0.0, start + number / PROBES_A_SECOND - time.perf_counter()))
 
-    def _once(self, client: httpx.Client, user: str) -> None:
+    async def _once(self, client: httpx.AsyncClient, user: str) -> None:
         event = {"userId": user, "event": "Probed"}
-        sent = client.post("/v1/track", params={"position": "1"}, json=event, auth=(self._bed.write_key, ""))
+        sent = await client.post("/v1/track", params={"position": "1"}, json=event, auth=(self._bed.write_key, ""))
         acknowledged = time.perf_counter()
         self.sent += sent.status_code == 200
         token = sent.headers["X-Martech-Position"]
-        read = client.get(
+        read = await client.get(
             f"/v1/profiles/user_id:{user}", params={"min_position": token},
             headers={"Authorization": f"Bearer {self._bed.api_key}"},
         )  # fmt: skip
