@@ -166,7 +166,7 @@ def parse_token(token: str) -> dict[int, tuple[int, ...]]:
     """Return the partitions and comparable positions of a position token; PermanentError if it is none."""
     try:
         pairs = (part.partition(".") for part in token.split(","))
-        return {int(partition): _comparable(position) for partition, _, position in pairs}
+        return {int(partition): tuple(map(int, position.split("-"))) for partition, _, position in pairs}
     except ValueError as error:
         raise PermanentError(
             f"'{token[:80]}' is no position token. Take it from the header X-Martech-Position.", code="bad_position"
@@ -274,6 +274,12 @@ class ProfileReader:
                 return {one: at.decode() for one, at in zip(partitions, found, strict=True)}
         except _AWAY:
             pass
+        try:
+            return await self._checkpoints(partitions)
+        except (psycopg.OperationalError, PoolTimeout) as error:
+            raise ProfilesUnavailable(f"The database does not answer: {error}. Try again.", retry_after=1) from error
+
+    async def _checkpoints(self, partitions: list[int]) -> dict[int, str]:
         pool = await self._opened()
         async with pool.connection(timeout=2) as connection:
             cursor = await connection.execute(

@@ -69,9 +69,13 @@ class ApiKey(msgspec.Struct, frozen=True, tag_field="kind", tag="api"):
     scopes: list[str]
     expires_at: int | None = None
 
-    def allows(self, scope: str, now_us: int) -> bool:
-        """Tell whether the key may do what `scope` names, now."""
-        return (self.expires_at is None or now_us < self.expires_at) and ("all" in self.scopes or scope in self.scopes)
+    def expired(self, now_us: int) -> bool:
+        """Tell whether the key's time is over."""
+        return self.expires_at is not None and now_us >= self.expires_at
+
+    def allows(self, scope: str) -> bool:
+        """Tell whether the key may do what `scope` names."""
+        return "all" in self.scopes or scope in self.scopes
 
 
 Key = WriteKey | ApiKey

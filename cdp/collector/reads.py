@@ -82,13 +82,13 @@ async def read_profile(
 async def _authorise(keys: KeyTable, authorization: bytes) -> None:
     scheme, _, secret = authorization.strip().partition(b" ")
     key = await keys.find(secret.strip().decode("utf-8", "replace")) if scheme.lower() == b"bearer" else None
-    if not isinstance(key, ApiKey):
+    if not isinstance(key, ApiKey) or key.expired(clock.now_us()):
         raise Refused(
             401, "not_authenticated", "Send a valid API key as `Authorization: Bearer KEY`.",
             headers=[(b"www-authenticate", b"Bearer")],
         )  # fmt: skip
-    if not key.allows(SCOPE, clock.now_us()):
-        raise Refused(403, "permission_denied", f"This API key has expired or lacks the scope {SCOPE}.")
+    if not key.allows(SCOPE):
+        raise Refused(403, "permission_denied", f"This API key lacks the scope {SCOPE}. Make one that has it.")
 
 
 async def _wait(profiles: Profiles, query: bytes) -> None:

@@ -5,6 +5,7 @@ A thread reads and decodes the next batch while PostgreSQL works on this one: th
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -59,6 +60,7 @@ class LocalEngine:
         self._stopping = threading.Event()
         self._trimmed_at = self._shown_at = 0.0
         self._covered: tuple[datetime, datetime] | None = None
+        _spare_collections()
 
     def stop(self) -> None:
         """Ask `run` to end after the batch it is at."""
@@ -217,6 +219,13 @@ class LocalEngine:
         for partition, position in positions.items():
             if position:
                 self.log.trim(partition, position)
+
+
+def _spare_collections() -> None:
+    """Keep the garbage collector off a batch's many short-lived rows: it took a third of the processor's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def _measure(batch: Batch, applied: Applied, seconds: float) -> None:
