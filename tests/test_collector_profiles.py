@@ -78,7 +78,12 @@ async def test_the_keys_scope_and_life_count(core, database_url):
             statuses[key] = (answer.status_code, answer.json()["code"])
     refused = (403, "permission_denied")
     missing = (404, "not_found")
-    assert statuses == {"mk_all": missing, "mk_live": missing, "mk_dead": (401, "not_authenticated"), "mk_other": refused}
+    assert statuses == {
+        "mk_all": missing,
+        "mk_live": missing,
+        "mk_dead": (401, "not_authenticated"),
+        "mk_other": refused,
+    }
 
 
 async def test_a_read_waits_for_its_position(reading):
