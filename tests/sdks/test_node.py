@@ -30,8 +30,7 @@ def _installed():
     lock = HERE / "node_modules" / ".package-lock.json"
     if lock.exists() and lock.stat().st_mtime > (HERE / "package-lock.json").stat().st_mtime:
         return
-    # Not `npm ci`, which asks for optional packages of other systems, and not every registry has those.
-    command = ["npm", "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
     subprocess.run(command, cwd=HERE, check=True, timeout=300)
 
 
