@@ -20,6 +20,7 @@ from cdp.engines.local import LocalEngine, parse_partitions
 from cdp.engines.reading import Ahead, Reader
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, encode_entry, partition_of
+from cdp.processing.store import Raced
 from cdp.profiles import ProfileReader
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError, PermanentError
@@ -288,3 +289,19 @@ def test_the_largest_event_is_a_setting(config, log, core):
     engine_of(replace(config, collector_event_bytes=400), log).drain()
     assert core.letters() == ["too_large"]
     assert len(core.events()) == 1
+
+
+def test_an_identifier_that_its_profile_does_not_list_is_waited_for_and_not_spun_on(config, log, core):
+    send(log, message(userId="u1"))
+    engine_of(config, log).drain()
+    core.rows("UPDATE customer_profiles SET identity_graph = '{}' RETURNING id")
+    send(log, message(userId="u1"))
+    with pytest.raises(Raced, match="has moved to another profile"):
+        engine_of(config, log).drain()
+    engine = engine_of(config, log)
+    running = threading.Thread(target=engine.run)
+    running.start()
+    core.rows('UPDATE customer_profiles SET identity_graph = \'{"user_id": ["u1"]}\' RETURNING id')
+    wait_until(lambda: len(core.events()) == 2)
+    engine.stop()
+    running.join(10)

@@ -18,12 +18,12 @@ from prometheus_client import Counter, Gauge, Histogram
 from cdp import partitions as tables
 from cdp.config import Config
 from cdp.engines.reading import Ahead, Batch, Reader
-from cdp.log.base import Log, LogUnavailable
+from cdp.log.base import Log
 from cdp.processing import store
 from cdp.processing.pipeline import Applied, Arrival, Pipeline, again
 from cdp.profiles import ProfileCache
 from martech.lib import clock
-from martech.lib.errors import PermanentError
+from martech.lib.errors import PermanentError, RetryableError
 
 logger = logging.getLogger("martech.processor")
 
@@ -47,6 +47,8 @@ TRIM_SECONDS = 1.0
 SHOW_SECONDS = 5.0
 # How often a processor looks for partitions that another one let go.
 LOOK_SECONDS = 2.0
+# A batch that lost as many races against other processes waits a moment.
+RACES = 10
 
 
 class LocalEngine:
@@ -75,7 +77,7 @@ class LocalEngine:
                 with psycopg.connect(self.config.database_url, autocommit=True) as connection:
                     self._serve(connection)
                 failures = 0
-            except (psycopg.OperationalError, psycopg.InterfaceError, LogUnavailable, store.StalePosition) as error:
+            except (psycopg.OperationalError, psycopg.InterfaceError, RetryableError) as error:
                 RETRIES.labels(type(error).__name__).inc()
                 delay = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 logger.warning("%s; trying again in %.1f s", str(error).strip().replace("\n", " "), delay)
@@ -175,6 +177,7 @@ class LocalEngine:
 
     def _applied(self, connection: store.Connection, batch: Batch, now_us: int) -> Applied:
         arrivals: Sequence[Arrival] = batch.arrivals
+        races = 0
         while True:
             try:
                 with connection.transaction():
@@ -183,6 +186,9 @@ class LocalEngine:
                     store.move_positions(connection, self.log.name, batch.positions, batch.events)
                 return applied
             except (store.Raced, psycopg.errors.DeadlockDetected) as error:
+                races += 1
+                if races == RACES:
+                    raise
                 RETRIES.labels(type(error).__name__).inc()
                 self.pipeline.forget()
                 arrivals = again(arrivals)

@@ -145,10 +145,10 @@ class Pipeline:
         """Keep what a committed batch found out; called after the commit."""
         if len(self._known) > REMEMBERED:
             self._known.clear()
-        gone = set(applied.merged)
-        if gone:
-            self._known = {one: found for one, found in self._known.items() if found[1] not in gone}
         self._known.update(applied.identifiers)
+        # What a merge moved without naming it is looked up again.
+        for identifier, _ in applied.moved:
+            self._known.pop(identifier, None)
 
     def forget(self) -> None:
         """Drop what is remembered; called when it turned out to be out of date."""
