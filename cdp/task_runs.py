@@ -63,12 +63,6 @@ def end(task_id: str, status: str, error: str = "") -> None:
     )
 
 
-def newest_success(task: str) -> datetime | None:
-    """Return when the task last came to a good end."""
-    found = TaskRun.objects.filter(task=task, status=Status.SUCCEEDED).order_by("-started_at").first()
-    return found.ended_at if found else None
-
-
 def prune(*, days: int, now: datetime) -> int:
     """Forget tasks that were started more than `days` days ago, and close the books on lost ones."""
     TaskRun.objects.filter(status__in=[Status.STARTED, Status.RETRYING], started_at__lt=now - LOST_AFTER).update(

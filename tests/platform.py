@@ -1,5 +1,6 @@
 """A processor over a test's own database: messages in, rows out."""
 
+import asyncio
 import itertools
 import json
 
@@ -17,6 +18,18 @@ def message(kind="track", **fields):
     """Return a message as an SDK would send it, with an id of its own."""
     defaults = {"type": kind, "messageId": f"m{next(_numbers)}"} | ({"event": "Clicked"} if kind == "track" else {})
     return defaults | fields
+
+
+def append(log, payloads):
+    """Append (partition, payload) pairs to a log and return their positions."""
+
+    async def run():
+        try:
+            return await log.append(payloads)
+        finally:
+            await log.aclose()
+
+    return asyncio.run(run())
 
 
 class Core:

@@ -24,7 +24,7 @@ from cdp.processing.store import Raced
 from cdp.profiles import ProfileReader
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError, PermanentError
-from tests.platform import message
+from tests.platform import append, message
 
 MANAGE = Path(__file__).parent.parent / "manage.py"
 
@@ -57,16 +57,6 @@ def send(log, *messages):
 
     positions = append(log, payloads)
     return ",".join(f"{partition}.{at}" for (partition, _), at in zip(payloads, positions, strict=True))
-
-
-def append(log, payloads):
-    async def run():
-        try:
-            return await log.append(payloads)
-        finally:
-            await log.aclose()
-
-    return asyncio.run(run())
 
 
 def engine_of(config, log, partitions=range(4)):

@@ -1,6 +1,5 @@
 """What every log adapter promises, shown on each of them."""
 
-import asyncio
 import os
 import threading
 import time
@@ -11,6 +10,7 @@ import redis
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, LogTruncated, LogUnavailable, decode_entry, encode_entry, partition_of
 from martech.lib.errors import ConfigurationError, PermanentError
+from tests import platform
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -24,13 +24,7 @@ def log(request):
 
 
 def append(log, *entries):
-    async def run():
-        try:
-            return await log.append(entries)
-        finally:
-            await log.aclose()
-
-    return asyncio.run(run())
+    return platform.append(log, entries)
 
 
 def payloads(found, partition):

@@ -292,7 +292,8 @@ class _Batch:
         self.ids: dict[Identifier, int] = {}
         self.people = People({}, self._new_person, rules.folder)
         self.new: list[Person] = []
-        self.touched: dict[Person, int] = {}
+        # In the order in which they were met.
+        self.touched: dict[Person, None] = {}
         self.deltas: dict[Identifier, Delta] = {}
         self.rows: list[tuple[Message, Person, Arrival]] = []
 
@@ -329,7 +330,7 @@ class _Batch:
                 self._fold_traits(delta, message)
             self.rows.append((message, person, arrival))
             person.version += 1
-            self.touched[person] = self.touched.get(person, 0) + 1
+            self.touched[person] = None
 
     def _fold_traits(self, delta: Delta, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
