@@ -175,7 +175,7 @@ def _give_back(letters: Sequence[DeadLetter]) -> int:
     entries = []
     for letter in letters:
         delivery = delivery_of(letter)
-        entries.append((_partition(letter, delivery), encode_entry(Entry("", [delivery]))))
+        entries.append((_partition(letter, delivery), encode_entry(Entry([delivery]))))
     async_to_sync(_append)(entries)
     given = DeadLetter.objects.filter(pk__in=[letter.pk for letter in letters], status=DeadLetter.Status.NEW)
     return given.update(status=DeadLetter.Status.REPLAYED, replayed_at=clock.now())

@@ -14,8 +14,6 @@ import psycopg
 from psycopg import sql
 
 EVENTS = "event_stream"
-DUPLICATES = "event_duplicate"
-KEYS = {EVENTS: "ingested_at", DUPLICATES: "received_at"}
 # How long each try may wait for its locks, in seconds: long batches let a short one never through.
 TRIES = (0.1, 0.2, 0.5, 1.0, 2.0)
 PAUSE = 0.2
@@ -141,16 +139,10 @@ def _drop(connection: psycopg.Connection, table: str, name: str) -> list[str]:
 
 
 def make_ahead(connection: psycopg.Connection, *, event_days: int, today: date) -> list[str]:
-    """Make the coming week's partitions of all tables, those of events `event_days` days long; return their names."""
-    return ensure(connection, EVENTS, days=event_days, today=today) + ensure(
-        connection, DUPLICATES, days=1, today=today
-    )
+    """Make the coming week's partitions of events, `event_days` days long; return their names."""
+    return ensure(connection, EVENTS, days=event_days, today=today)
 
 
-def drop_old(connection: psycopg.Connection, *, event_days: int, duplicate_days: int, today: date) -> list[str]:
-    """Drop what is older than `event_days` (0: keep events for ever) and `duplicate_days`; return their names."""
-    # A day more than the window: a message of its last day may still come.
-    dropped = drop_before(connection, DUPLICATES, today - timedelta(days=duplicate_days + 1))
-    if event_days:
-        dropped += drop_before(connection, EVENTS, today - timedelta(days=event_days))
-    return dropped
+def drop_old(connection: psycopg.Connection, *, event_days: int, today: date) -> list[str]:
+    """Drop the events that are older than `event_days` days (0: keep them for ever); return the partitions' names."""
+    return drop_before(connection, EVENTS, today - timedelta(days=event_days)) if event_days else []

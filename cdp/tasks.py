@@ -28,9 +28,8 @@ def make_partitions() -> None:
 
 @shared_task
 def drop_partitions() -> None:
-    """Drop the table partitions that retention and the window of duplicates have passed."""
-    windows = {"event_days": settings.EVENT_RETENTION_DAYS, "duplicate_days": settings.CONFIG.duplicate_window_days}
-    partitions.drop_old(_psycopg(), **windows, today=timezone.now().date())
+    """Drop the table partitions that retention has passed."""
+    partitions.drop_old(_psycopg(), event_days=settings.EVENT_RETENTION_DAYS, today=timezone.now().date())
 
 
 @shared_task

@@ -22,9 +22,9 @@ def _own(own_database):
     pass
 
 
-def held(table=partitions.EVENTS):
+def held():
     connection.ensure_connection()
-    return [one.name for one in partitions.existing(connection.connection, table)]
+    return [one.name for one in partitions.existing(connection.connection, partitions.EVENTS)]
 
 
 def test_partitions_are_made_again_after_somebody_dropped_them():
@@ -45,15 +45,6 @@ def test_old_events_are_dropped_only_when_retention_is_set(settings):
     settings.EVENT_RETENTION_DAYS = 365
     tasks.drop_partitions.apply(throw=True)
     assert held() == before[1:]
-
-
-def test_old_duplicates_are_dropped():
-    old = NOW.date() - timedelta(days=900)
-    tasks.make_partitions.apply(throw=True)
-    partitions.ensure(connection.connection, partitions.DUPLICATES, days=1, today=old, ahead=0)
-    before = held(partitions.DUPLICATES)
-    tasks.drop_partitions.apply(throw=True)
-    assert held(partitions.DUPLICATES) == before[1:]
 
 
 def test_keys_are_published_again_after_the_store_lost_them():

@@ -142,12 +142,14 @@ def test_an_unknown_kind_of_log_lists_the_known_ones():
 
 
 def test_an_entry_survives_its_encoding_and_an_unknown_format_is_named():
-    entry = Entry("00-ab-cd-01", [Delivery(7, 1, "::1", b"{}", b"", [Event("track", "m1", -5, b'{"a": "\xf0\x9f"}')])])
+    entry = Entry(
+        [Delivery(7, 1, "::1", b"{}", b"", [Event("track", "m1", -5, b'{"a": "\xf0\x9f"}')], "00-ab-cd-01", 3)]
+    )
     assert decode_entry(encode_entry(entry)) == entry
-    with pytest.raises(PermanentError, match="newer version"):
+    with pytest.raises(PermanentError, match="another version"):
         decode_entry(b"\x09rest")
     with pytest.raises(PermanentError, match="cannot be read"):
-        decode_entry(b"\x01rest")
+        decode_entry(b"\x02rest")
 
 
 def test_a_partition_depends_on_the_anchor_alone():

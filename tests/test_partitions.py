@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from cdp import partitions
-from cdp.partitions import DUPLICATES, EVENTS, Partition
+from cdp.partitions import EVENTS, Partition
 
 TODAY = date(2027, 3, 10)
 
@@ -18,8 +18,7 @@ TODAY = date(2027, 3, 10)
 def store(database_url):
     """Return a connection to a database whose big tables have no partitions yet."""
     with closing(psycopg.connect(database_url, autocommit=True)) as connection:
-        for table in (EVENTS, DUPLICATES):
-            partitions.drop_before(connection, table, date.max)
+        partitions.drop_before(connection, EVENTS, date.max)
         yield connection
 
 
@@ -43,14 +42,11 @@ def test_a_partition_holds_whole_spans_of_days(days, start, end):
 def test_a_week_is_made_ahead_once(store):
     made = partitions.make_ahead(store, event_days=1, today=TODAY)
     days = [f"{TODAY + timedelta(days=offset):%Y%m%d}" for offset in range(8)]
-    assert made == [f"event_stream_{day}" for day in days] + [f"event_duplicate_{day}" for day in days]
-    assert names(store) == made[:8]
-    assert partitions.existing(store, DUPLICATES)[0] == Partition(made[8], TODAY, TODAY + timedelta(days=1))
+    assert made == [f"event_stream_{day}" for day in days]
+    assert names(store) == made
     assert partitions.make_ahead(store, event_days=1, today=TODAY) == []
     tomorrow = TODAY + timedelta(days=1)
-    assert partitions.make_ahead(store, event_days=1, today=tomorrow) == [
-        "event_stream_20270318", "event_duplicate_20270318",
-    ]  # fmt: skip
+    assert partitions.make_ahead(store, event_days=1, today=tomorrow) == ["event_stream_20270318"]
 
 
 def test_another_size_covers_only_the_days_that_nothing_holds(store):
@@ -91,28 +87,26 @@ def test_a_partition_has_the_keys_and_the_defaults_of_its_table(store):
     ).fetchall()
     assert constraints == [("f",), ("p",)]
     indexes = store.execute("SELECT count(*) FROM pg_indexes WHERE tablename = %s", [name]).fetchone()
-    assert indexes == (2,)
+    assert indexes == (3,)
 
 
 def test_old_partitions_go_whole_and_younger_ones_stay(store):
     for offset in range(-6, 1):
         day = TODAY + timedelta(days=offset)
         partitions.ensure(store, EVENTS, days=1, today=day, ahead=0)
-        partitions.ensure(store, DUPLICATES, days=1, today=day, ahead=0)
         insert(store, day)
-    dropped = partitions.drop_old(store, event_days=2, duplicate_days=3, today=TODAY)
+    dropped = partitions.drop_old(store, event_days=2, today=TODAY)
     assert dropped == [
-        "event_duplicate_20270304", "event_duplicate_20270305",
         "event_stream_20270304", "event_stream_20270305", "event_stream_20270306", "event_stream_20270307",
     ]  # fmt: skip
     assert names(store) == ["event_stream_20270308", "event_stream_20270309", "event_stream_20270310"]
     assert store.execute("SELECT count(*) FROM event_stream").fetchone() == (3,)
-    assert partitions.drop_old(store, event_days=2, duplicate_days=3, today=TODAY) == []
+    assert partitions.drop_old(store, event_days=2, today=TODAY) == []
 
 
 def test_events_are_kept_for_ever_unless_told_otherwise(store):
     partitions.ensure(store, EVENTS, days=1, today=date(2001, 1, 1), ahead=0)
-    assert partitions.drop_old(store, event_days=0, duplicate_days=3, today=TODAY) == []
+    assert partitions.drop_old(store, event_days=0, today=TODAY) == []
     assert names(store) == ["event_stream_20010101"]
 
 

@@ -93,7 +93,7 @@ class Flusher:
             await self._flush(self._rounds.popleft())
 
     async def _flush(self, now: _Round) -> None:
-        entries = [(partition, encode_entry(Entry("", found))) for partition, found in now.deliveries.items()]
+        entries = [(partition, encode_entry(Entry(found))) for partition, found in now.deliveries.items()]
         outcome = await self._append(entries)
         for waiting in now.waiting:
             if not waiting.done():  # Its request was cancelled.

@@ -57,7 +57,7 @@ class LocalEngine:
     def __init__(self, config: Config, log: Log, *, partitions: Sequence[int]) -> None:
         self.config, self.log = config, log
         self.wanted = list(partitions)
-        self.pipeline = Pipeline(duplicate_window_days=config.duplicate_window_days)
+        self.pipeline = Pipeline()
         self.cache = ProfileCache(config.cache_url)
         self._stopping = threading.Event()
         self._trimmed_at = self._shown_at = 0.0
@@ -200,10 +200,9 @@ class LocalEngine:
         first = min([now, *(clock.from_us(min(received)) for _ in received[:1])])
         if self._covered and self._covered[0] <= first and now + timedelta(days=1) < self._covered[1]:
             return
-        days = {tables.EVENTS: self.config.event_partition_days, tables.DUPLICATES: 1}
         ahead = (now.date() - first.date()).days + 7
-        for table, size in days.items():
-            tables.ensure(connection, table, days=size, today=first.date(), ahead=ahead)
+        size = self.config.event_partition_days
+        tables.ensure(connection, tables.EVENTS, days=size, today=first.date(), ahead=ahead)
         midnight = datetime(first.year, first.month, first.day, tzinfo=UTC)
         self._covered = (midnight, midnight + timedelta(days=ahead))
 

@@ -16,7 +16,7 @@ import msgspec
 
 from martech.lib.errors import PermanentError, RetryableError
 
-FORMAT_VERSION = b"\x01"
+FORMAT_VERSION = b"\x02"
 
 
 class LogUnavailable(RetryableError):
@@ -55,7 +55,8 @@ class Delivery(msgspec.Struct, array_like=True, frozen=True):
     """The events of one request that fall into one partition, with what the request says of all of them.
 
     `received_us` is our clock in microseconds since 1970, `context` and `integrations` the
-    batch's own JSON objects or b"", `ip` the sender's address or "".
+    batch's own JSON objects or b"", `ip` the sender's address or "". `trace` is the request's W3C
+    trace context (`traceparent`), or "". `letter_id` is the dead letter that was given back, else 0.
     """
 
     source_id: int
@@ -64,12 +65,13 @@ class Delivery(msgspec.Struct, array_like=True, frozen=True):
     context: bytes
     integrations: bytes
     events: list[Event]
+    trace: str = ""
+    letter_id: int = 0
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
-    """What one flush appends to one partition. `trace` is W3C trace context, or ""."""
+    """What one flush appends to one partition."""
 
-    trace: str
     deliveries: list[Delivery]
 
 
@@ -86,7 +88,8 @@ def decode_entry(payload: bytes) -> Entry:
     """Return the entry in `payload`; PermanentError where its format is unknown."""
     if payload[:1] != FORMAT_VERSION:
         raise PermanentError(
-            f"Log entry format {payload[:1]!r} is not known here; it was written by a newer version. Upgrade first.",
+            f"Log entry format {payload[:1]!r} is not known here; it was written by another version. "
+            "Let that one drain the log.",
             code="log_format",
         )
     try:

@@ -61,8 +61,7 @@ def create_tables(apps, schema_editor):
 
 def first_partitions(apps, schema_editor):
     connection = schema_editor.connection.connection
-    for table in partitions.KEYS:
-        partitions.ensure(connection, table, days=1, today=datetime.now(UTC).date())
+    partitions.ensure(connection, partitions.EVENTS, days=1, today=datetime.now(UTC).date())
 
 
 class Migration(migrations.Migration):

@@ -33,6 +33,7 @@ class Event(models.Model):
     log_position = models.TextField(null=True)
     plan_version = models.IntegerField(null=True)
     transformation_version = models.IntegerField(null=True)
+    trace_parent = models.TextField(null=True, help_text="W3C trace context of the request that brought it")
 
     class Meta:
         managed = False
@@ -43,18 +44,41 @@ class Event(models.Model):
 
 
 class DuplicateKey(models.Model):
-    """What a repeated message is recognised by: hashes of (source, message id) and of the payload."""
+    """What a repeated message is recognised by: hashes of (source, message id) and of the payload.
 
-    id_hash = models.BinaryField(primary_key=True, help_text="16 bytes of source and message id")
+    The rows are in the tables `event_duplicate_N`, one a generation, which inherit from this one.
+    """
+
+    id_hash = models.UUIDField(primary_key=True, help_text="16 bytes of source and message id")
     payload_hash = models.BigIntegerField(help_text="8 bytes of what was said, without sending times")
-    received_at = models.DateTimeField()
+    ingested_at = models.DateTimeField(help_text="That of the event's row")
 
     class Meta:
         managed = False
         db_table = "event_duplicate"
 
     def __str__(self) -> str:
-        return bytes(self.id_hash).hex()
+        return str(self.id_hash)
+
+
+class DuplicateGeneration(models.Model):
+    """A time in which keys were kept in one table: the newest takes new ones, a sealed one never changes again."""
+
+    id = models.AutoField(primary_key=True)
+    opened_at = models.DateTimeField()
+    sealed_at = models.DateTimeField(null=True, help_text="When the next one was opened")
+    keys = models.BigIntegerField(null=True, help_text="Counted once it is sealed")
+
+    class Meta:
+        constraints = [
+            # One takes keys at a time.
+            models.UniqueConstraint(
+                models.Value(1), condition=models.Q(sealed_at=None), name="duplicate_generation_open"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"event_duplicate_{self.id}"
 
 
 class DeadLetter(models.Model):
@@ -62,7 +86,8 @@ class DeadLetter(models.Model):
 
     class Status(models.TextChoices):
         NEW = "new"
-        REPLAYED = "replayed"
+        REPLAYING = "replaying", "Replaying: given back to the log"
+        REPLAYED = "replayed", "Replayed: processed since"
 
     id = models.BigAutoField(primary_key=True)
     status = models.CharField(max_length=16, choices=Status, default=Status.NEW)
@@ -76,12 +101,15 @@ class DeadLetter(models.Model):
     log_partition = models.SmallIntegerField(null=True)
     log_position = models.TextField(null=True)
     created_at = models.DateTimeField()
-    replayed_at = models.DateTimeField(null=True, blank=True)
+    replayed_at = models.DateTimeField(null=True, blank=True, help_text="When it was last given back to the log")
+    attempts = models.PositiveSmallIntegerField(db_default=0, help_text="Replays that were put aside again")
 
     class Meta:
         indexes = [
             # The quarantine page: by status, reason and source, newest first.
             models.Index(fields=["status", "reason", "source", "-id"], name="dead_letter_group"),
+            # Tracing one message.
+            models.Index(fields=["message_id"], name="dead_letter_message"),
         ]
         permissions = [("replay_deadletter", "Can replay dead letters")]
 

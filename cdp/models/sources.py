@@ -29,6 +29,9 @@ class Source(models.Model):
     rules = models.JSONField(
         default=dict, blank=True, help_text="Overrides of its kind: refused_namespaces, refused_traits, refused_calls"
     )
+    quota = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Events a second it may still send while the log fills up; empty: SOURCE_QUOTA"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ import psycopg
 
 from cdp import profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import registers, store, traits
+from cdp.processing import duplicates, registers, store, traits
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.identity import EMAIL, Identifier, anchor_of
 from cdp.processing.people import Delta, People, Person
@@ -29,6 +29,8 @@ _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 # Identifiers whose profile is remembered between batches: about 200 bytes each.
 REMEMBERED = 500_000
+# The flag of an event whose message id came before with another payload.
+REUSED = "reused_message_id"
 
 # What a source of a kind may not set unless its rules say otherwise: browser and mobile keys are public.
 PUBLIC_KINDS = frozenset({"browser", "mobile"})
@@ -90,6 +92,7 @@ class Applied:
 
     events: int = 0
     duplicates: int = 0
+    reused: int = 0
     rejections: dict[str, int] = field(default_factory=dict)
     documents: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
     identifiers: dict[Identifier, tuple[int, uuid.UUID]] = field(default_factory=dict)
@@ -100,6 +103,7 @@ class Applied:
         """Take in what a part of the batch did."""
         self.events += other.events
         self.duplicates += other.duplicates
+        self.reused += other.reused
         for reason, count in other.rejections.items():
             self.rejections[reason] = self.rejections.get(reason, 0) + count
         self.documents += other.documents
@@ -136,8 +140,8 @@ class Pipeline:
     What it remembers is checked against the locked profiles of each batch, so it may be out of date.
     """
 
-    def __init__(self, *, duplicate_window_days: int = 3) -> None:
-        self._window_us = duplicate_window_days * 86_400_000_000
+    def __init__(self) -> None:
+        self.window = duplicates.Window()
         self._rules: Rules | None = None
         self._known: dict[Identifier, tuple[int, uuid.UUID]] = {}
 
@@ -160,6 +164,10 @@ class Pipeline:
         Where the batch as a whole cannot be written, the events at fault are found by halving it and put
         aside as dead letters; the others are written. Raced, StalePosition and operational errors are raised.
         """
+        duplicates.hold(connection)
+        return self._halving(connection, arrivals, now_us)
+
+    def _halving(self, connection: store.Connection, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
             with connection.transaction():
                 return self._apply(connection, arrivals, now_us)
@@ -170,8 +178,8 @@ class Pipeline:
                 poison = Rejection("poison", _described(error), _message_id(arrivals[0]))
                 return self._apply(connection, [arrivals[0]._replace(decoded=poison)], now_us)
             middle = len(arrivals) // 2
-            applied = self.apply(connection, again(arrivals[:middle]), now_us=now_us)
-            applied.add(self.apply(connection, again(arrivals[middle:]), now_us=now_us))
+            applied = self._halving(connection, again(arrivals[:middle]), now_us)
+            applied.add(self._halving(connection, again(arrivals[middle:]), now_us))
             return applied
 
     def _apply(self, connection: store.Connection, arrivals: Sequence[Arrival], now_us: int) -> Applied:
@@ -183,6 +191,7 @@ class Pipeline:
         batch.fold(fresh)
         applied = batch.write()
         applied.duplicates = len(passed) - len(fresh)
+        applied.reused = sum(REUSED in message.flags for message, _ in fresh)
         store.insert_dead_letters(connection, [_letter(*one) for one in rejected], batch.now)
         for _, rejection in rejected:
             applied.rejections[rejection.reason] = applied.rejections.get(rejection.reason, 0) + 1
@@ -200,20 +209,19 @@ class Pipeline:
         """Leave out what was seen before; keep a reused id with another payload under an id made of both."""
         if not passed:
             return []
-        oldest = min(now_us, *(message.received_us for message, _ in passed))
-        seen = store.seen(connection, [message for message, _ in passed], since_us=oldest - self._window_us)
+        seen = self.window.seen(connection, [message.id_hash for message, _ in passed])
         fresh, keys = [], []
         for message, arrival in passed:
             payloads = seen.setdefault(message.id_hash, set())
             if message.payload_hash in payloads:
                 continue
-            keys.append((message.id_hash, message.payload_hash, message.received_us))
+            keys.append(duplicates.Key(message.id_hash, message.payload_hash))
             if payloads:
                 message.message_id = f"{message.message_id[:200]}#{message.payload_hash & (2**64 - 1):016x}"
-                message.flags = (*message.flags, "reused_message_id")
+                message.flags = (*message.flags, REUSED)
             payloads.add(message.payload_hash)
             fresh.append((message, arrival))
-        store.insert_duplicate_keys(connection, keys)
+        self.window.keep(connection, keys, now_us)
         return fresh
 
 

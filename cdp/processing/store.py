@@ -98,23 +98,6 @@ def sources(connection: Connection) -> dict[int, SourceRow]:
     return {source_id: SourceRow(kind, _decode(rules)) for source_id, kind, rules in rows}
 
 
-def seen(connection: Connection, messages: Sequence[Message], *, since_us: int) -> dict[bytes, set[int]]:
-    """Return which of the messages' id hashes are known, each with its payload hashes."""
-    rows = connection.execute(
-        "SELECT id_hash, payload_hash FROM event_duplicate WHERE id_hash = ANY(%b)"
-        " AND received_at >= %s AND received_at <= %s",
-        [
-            [message.id_hash for message in messages],
-            clock.from_us(since_us),
-            clock.from_us(max(message.received_us for message in messages) + 3_600_000_000),
-        ],
-    ).fetchall()
-    known: dict[bytes, set[int]] = {}
-    for hash_, payload in rows:
-        known.setdefault(bytes(hash_), set()).add(payload)
-    return known
-
-
 def find_identifiers(connection: Connection, identifiers: Iterable[Identifier]) -> dict[Identifier, tuple[int, UUID]]:
     """Return the row id and profile of the identifiers that exist."""
     wanted = sorted(identifiers)
@@ -311,15 +294,6 @@ def _event_fields(row: EventRow, ingested: bytes) -> tuple[bytes, ...]:
         b"{" + ",".join(message.flags).encode() + b"}",
         NULL if row.log_partition is None else number(row.log_partition),
         NULL if row.log_position is None else row.log_position.encode(),
-    )
-
-
-def insert_duplicate_keys(connection: Connection, keys: Iterable[tuple[bytes, int, int]]) -> None:
-    """Remember messages by (id hash, payload hash, time of receipt in µs), to recognise their repetition."""
-    copy(
-        connection,
-        "COPY event_duplicate (id_hash, payload_hash, received_at) FROM STDIN",
-        ((bytea(hash_), number(payload), instant(received_us)) for hash_, payload, received_us in keys),
     )
 
 
