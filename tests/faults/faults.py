@@ -76,10 +76,16 @@ def kill_second_processor(bed, chance):
     bed.signal("processor-2", signal.SIGKILL)
 
 
-@disturbs("processor", "processor-2")
+@disturbs("processor")
 def freeze_processor(bed, chance):
-    """F2: freeze a processor for so long that another one takes over, then let it go on."""
-    return _stand_still(bed, chance.choice(["processor", "processor-2"]), chance.uniform(11, 14))
+    """F2: freeze the processor for so long that the other one takes over, then let it go on."""
+    return _stand_still(bed, "processor", chance.uniform(11, 14))
+
+
+@disturbs("processor-2")
+def freeze_second_processor(bed, chance):
+    """F2: freeze the second processor likewise."""
+    return _stand_still(bed, "processor-2", chance.uniform(11, 14))
 
 
 @disturbs("worker")

@@ -10,12 +10,15 @@ import psutil
 import psycopg
 import redis
 
+from martech.embedded import supervisor
 from tests.faults.bed import Bed
 from tests.faults.faults import FAULTS, Fault, Lasting, Missed
 
 EVERY_SECONDS = (0.2, 0.7)
-# A program that starts and is hit at once would never work; what is hit again and again is restarted ever later.
-WELL_SECONDS = 4.0
+# A program that is hit as soon as it starts would never do anything, and be restarted later and later.
+WELL_SECONDS = supervisor.WELL_SECONDS + 0.5
+# Between two faults of one program that it outlived.
+REST_SECONDS = 1.5
 MISSED = (Missed, psycopg.Error, redis.RedisError, psutil.Error, httpx.TransportError)
 
 
@@ -44,7 +47,9 @@ class Fire:
         possible = [fault for fault in FAULTS if all(self._well(victim) for victim in fault.victims)]
         if not possible:
             return
-        fault = self.chance.choice(possible)
+        # What was seldom possible so far comes sooner, so that each gets its share.
+        rarest = min(self.counts[str(fault)] for fault in possible)
+        fault = self.chance.choice([fault for fault in possible if self.counts[str(fault)] <= rarest + 1])
         try:
             lasting = fault.inject(self.bed, self.chance)
         except MISSED:
@@ -57,7 +62,7 @@ class Fire:
 
     def _well(self, victim: str) -> bool:
         disturbed = {victim for _, fault, _ in self._lasting for victim in fault.victims}
-        rested = time.monotonic() - self._hit_at.get(victim, 0.0) > WELL_SECONDS
+        rested = time.monotonic() - self._hit_at.get(victim, 0.0) > REST_SECONDS
         return victim not in disturbed and rested and self.bed.age(victim) > WELL_SECONDS
 
     def _end(self, one: tuple[float, Fault, Lasting]) -> None:
