@@ -29,6 +29,8 @@ EPOCH_KEY = "epoch"
 # How long a document that a reader put there stays: the processor's own are always newer.
 FILLED_SECONDS = 60
 POLL_SECONDS = 0.01
+# A connection that broke unnoticed answers nothing, and would have readers wait for ever.
+DATABASE_SECONDS = 4.0
 _encode = msgspec.json.Encoder().encode
 _AWAY = (redis.exceptions.RedisError, OSError)
 
@@ -220,7 +222,7 @@ class ProfileReader:
             row = await self._row(where, values)
             while row is not None and row[-1] is not None:
                 row = await self._row("WHERE p.id = %s", [row[-1]])
-        except (psycopg.OperationalError, PoolTimeout) as error:
+        except (psycopg.OperationalError, PoolTimeout, TimeoutError) as error:
             raise ProfilesUnavailable(f"The database does not answer: {error}. Try again.", retry_after=1) from error
         except psycopg.DataError:
             return None
@@ -233,7 +235,7 @@ class ProfileReader:
 
     async def _row(self, where: str, values: list[Any]) -> Sequence[Any] | None:
         pool = await self._opened()
-        async with pool.connection(timeout=2) as connection:
+        async with asyncio.timeout(DATABASE_SECONDS), pool.connection(timeout=2) as connection:
             cursor = await connection.execute((SELECT + where).encode(), values)
             return await cursor.fetchone()
 
@@ -276,12 +278,12 @@ class ProfileReader:
             pass
         try:
             return await self._checkpoints(partitions)
-        except (psycopg.OperationalError, PoolTimeout) as error:
+        except (psycopg.OperationalError, PoolTimeout, TimeoutError) as error:
             raise ProfilesUnavailable(f"The database does not answer: {error}. Try again.", retry_after=1) from error
 
     async def _checkpoints(self, partitions: list[int]) -> dict[int, str]:
         pool = await self._opened()
-        async with pool.connection(timeout=2) as connection:
+        async with asyncio.timeout(DATABASE_SECONDS), pool.connection(timeout=2) as connection:
             cursor = await connection.execute(
                 "SELECT partition, position FROM (SELECT DISTINCT ON (partition) partition, position"
                 " FROM cdp_checkpoint WHERE partition = ANY(%s) ORDER BY partition, updated_at DESC) newest",
