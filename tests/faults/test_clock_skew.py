@@ -49,7 +49,7 @@ def send(log, numbers):
     append(log, payloads)
 
 
-@pytest.mark.parametrize("skew", ["+2d", "-2d", "+1h", "-1h"])
+@pytest.mark.parametrize("skew", ["+2d", "-1h"])
 def test_a_processor_with_a_wrong_clock_keeps_its_partitions_and_counts_each_event_once(core, database_url, skew):
     redis.Redis.from_url(os.environ["LOG_URL"]).flushdb()
     with closing(open_log(os.environ["LOG_URL"], partitions=PARTITIONS)) as log:
