@@ -25,13 +25,20 @@ from martech.lib.errors import MartechError
 # others kill processors too.
 DEATHS = 2
 DEATHS_BY_ONE = 3
+# For so long entry after entry is tried like this; what killed was in the batch, not always in its first entry.
+SECONDS = 5.0
+
+KILLER = "kills_processor"
 
 logger = logging.getLogger("martech.processor")
 
 
 @dataclass(slots=True)
 class Trial:
-    """What the checkpoint says of the next entry: the event being tried (-1: none), deaths by it, proven killers."""
+    """What the checkpoint says of the next entry: the event being tried (-1: none), deaths by it, proven killers.
+
+    What comes before the event being tried has been found harmless.
+    """
 
     at: int = -1
     deaths: int = 0
@@ -63,11 +70,11 @@ def tried(
                          partition)  # fmt: skip
             arrivals.append(Arrival(event, delivery, _killer(event.message_id), partition, after))
             continue
-        if number != trial.at:
-            trial.at, trial.deaths = number, 0
-        _note(connection, log.name, partition, trial)
-        arrived = arrive(event, delivery, partition, after, max_bytes=event_bytes)
-        _rehearse(connection, pipeline, arrived)
+        if number >= trial.at:
+            if number > trial.at:
+                trial.at, trial.deaths = number, 0
+            _note(connection, log.name, partition, trial)
+            _rehearse(connection, pipeline, arrive(event, delivery, partition, after, max_bytes=event_bytes))
         arrivals.append(arrive(event, delivery, partition, after, max_bytes=event_bytes))
     return Batch(arrivals, {partition: position}, {partition: after}, {partition: len(arrivals)})
 
@@ -82,7 +89,6 @@ def _resumed(connection: Connection, log: str, partition: int) -> Trial:
         trial.deaths += 1
     if trial.deaths >= DEATHS_BY_ONE:
         trial.killers.append(trial.at)
-        trial.at, trial.deaths = -1, 0
     return trial
 
 
@@ -104,6 +110,11 @@ def _rehearse(connection: Connection, pipeline: Pipeline, arrived: Arrival) -> N
         logger.debug("a rehearsal met %s", error)
 
 
+def is_killer(arrival: Arrival) -> bool:
+    """Tell whether an event was found to kill processors."""
+    return isinstance(arrival.decoded, Rejection) and arrival.decoded.reason == KILLER
+
+
 def _killer(message_id: str) -> Rejection:
     detail = f"{DEATHS_BY_ONE} processors died while they processed this event. Report it; replay it after a fix."
-    return Rejection("kills_processor", detail, message_id)
+    return Rejection(KILLER, detail, message_id)

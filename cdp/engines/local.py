@@ -91,6 +91,13 @@ class LocalEngine:
     def run(self) -> None:
         """Process until stopped. Outages of the log and of PostgreSQL are waited out; nothing is skipped."""
         self.keeper.start()
+        try:
+            self._run()
+        finally:
+            self.keeper.stop()
+            self.cache.close()
+
+    def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
             try:
@@ -103,8 +110,6 @@ class LocalEngine:
                 logger.warning("%s; trying again in %.1f s", str(error).strip().replace("\n", " "), delay)
                 self._stopping.wait(delay)
                 failures += 1
-        self.keeper.stop()
-        self.cache.close()
 
     def drain(self) -> int:
         """Process what is in the log now and return how many events it was; for tests, tools and the end of a run."""
@@ -175,13 +180,18 @@ class LocalEngine:
         held = self.leases.held[partition]
         logger.warning("%d processors died at %s of partition %d: its next events are tried one by one",
                        held.crashes, held.position or "the start", partition)  # fmt: skip
-        batch = careful.tried(
-            connection, self.pipeline, self.log, partition, held.position,
-            event_bytes=self.config.collector_event_bytes,
-        )  # fmt: skip
-        if batch is not None:
+        until = time.monotonic() + careful.SECONDS
+        while time.monotonic() < until and not self._stopping.is_set():
+            batch = careful.tried(
+                connection, self.pipeline, self.log, partition, held.position,
+                event_bytes=self.config.collector_event_bytes,
+            )  # fmt: skip
+            if batch is None:
+                return
             self._cover(connection, batch)
             self._commit(connection, batch)
+            if any(careful.is_killer(arrival) for arrival in batch.arrivals):
+                return
 
     def _positions(self) -> dict[int, str]:
         return {partition: held.position for partition, held in self.leases.held.items()}

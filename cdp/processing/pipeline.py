@@ -173,12 +173,13 @@ class Pipeline:
         """
         self.failures.begin(len(arrivals))
         duplicates.hold(connection)
-        return self._halving(connection, arrivals, store.database_now_us(connection))
+        now_us = store.database_now_us(connection)
+        return self._halving(connection, self._current_rules(connection), arrivals, now_us)
 
-    def _halving(self, connection: store.Connection, arrivals: Sequence[Arrival], now_us: int) -> Applied:
+    def _halving(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
             with connection.transaction():
-                return self._apply(connection, arrivals, now_us)
+                return self._apply(connection, rules, arrivals, now_us)
         except Exception as error:
             if not _is_of_the_data(error):
                 raise
@@ -187,14 +188,13 @@ class Pipeline:
                 if reason == "processing_error":
                     self.failures.note(error)
                 poison = Rejection(reason, _described(error), _message_id(arrivals[0]))
-                return self._apply(connection, [arrivals[0]._replace(decoded=poison)], now_us)
+                return self._apply(connection, rules, [arrivals[0]._replace(decoded=poison)], now_us)
             middle = len(arrivals) // 2
-            applied = self._halving(connection, again(arrivals[:middle]), now_us)
-            applied.add(self._halving(connection, again(arrivals[middle:]), now_us))
+            applied = self._halving(connection, rules, again(arrivals[:middle]), now_us)
+            applied.add(self._halving(connection, rules, again(arrivals[middle:]), now_us))
             return applied
 
-    def _apply(self, connection: store.Connection, arrivals: Sequence[Arrival], now_us: int) -> Applied:
-        rules = self._current_rules(connection)
+    def _apply(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
@@ -211,7 +211,13 @@ class Pipeline:
     def _current_rules(self, connection: store.Connection) -> Rules:
         version = store.definition_version(connection)
         if self._rules is None or self._rules.version != version:
-            self._rules = Rules.load(connection, version)
+            try:
+                self._rules = Rules.load(connection, version)
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                raise Halted(
+                    f"The definitions cannot be used ({type(error).__name__}: {error}). "
+                    "Mend the one that was changed last."
+                ) from error
         return self._rules
 
     def _without_duplicates(
