@@ -23,7 +23,8 @@ KILLS = 1 if int(os.environ.get("ROUNDS", "3")) <= 3 else 2
 SEED = int(os.environ.get("SEED", "1"))
 VICTIMS = ["web", "log", "processor", "cache", "worker", "broker", "postgres"]
 DEMO_SECONDS = 300
-OUTAGE_SECONDS = 10.0
+# The supervisor pauses for 0.5, 1, 2 and 4 s after these, and the web process starts in one or two.
+KILLS_IN_A_ROW = 4
 
 
 class Demo:
@@ -99,8 +100,7 @@ def test_a_web_process_that_is_away_for_ten_seconds_costs_no_event(tmp_path):
     with demo(tmp_path / "data") as running:
         wait_until(lambda: running.says("Martech is ready") or running.process.poll() is not None, 120)
         time.sleep(1)
-        end = time.monotonic() + OUTAGE_SECONDS
-        while time.monotonic() < end:
+        for _ in range(KILLS_IN_A_ROW):
             running.kill("web")
             time.sleep(0.2)
         status, comparison = running.result()
