@@ -58,6 +58,19 @@ def test_a_log_without_memory_says_so_and_drops_the_hint(log, client):
     assert client.hgetall("martech:log:done") == {b"0": b"1"}
 
 
+def test_who_empties_a_full_log_can_start(server, log, client):
+    platform.append(log, [(0, b"x" * 2**20)] * 4)
+    name = log.name
+    client.config_set("maxmemory", 2**20)
+    emptying = open_log(server.url, partitions=2)
+    emptying.check()
+    assert emptying.name == name
+    found = emptying.read({0: ""}, limit=9, wait=0)[0]
+    emptying.trim(0, found[-1].position)
+    emptying.close()
+    assert client.xlen("martech:log:0") == 1
+
+
 @pytest.mark.parametrize(("reserves", "expected"), [(1, 0.9), (3, 0.7), (5, 0.5), (20, 0.0)])
 def test_a_disk_counts_by_the_reserve_that_is_free(log, client, reserves, expected):
     assert platform.load(log, disk_reserve=free(client) // reserves).disk == pytest.approx(expected, abs=0.02)

@@ -55,7 +55,9 @@ class RedisLog(Log):
             # A server that lost its data, or another one, gets another name: its positions mean nothing to us.
             key = f"{PREFIX}:id"
             with _translated():
-                self._reader.set(key, uuid4().hex, nx=True)
+                # A full server takes no SET, though who empties it has to know the name.
+                if not self._reader.exists(key):
+                    self._reader.set(key, uuid4().hex, nx=True)
                 self._name = "redis:" + self._reader.get(key).decode()  # type: ignore[union-attr]
         return self._name
 
