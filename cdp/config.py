@@ -33,7 +33,9 @@ class Config:
     processor_batch_events: int
     processor_poll_seconds: float
     event_partition_days: int
+    processor_queue_bytes: int
     duplicate_window_days: int
+    duplicate_window_ids: int
 
 
 def load() -> Config:
@@ -104,10 +106,19 @@ def _processor() -> dict[str, Any]:
         "processor_poll_seconds": env.seconds(
             "PROCESSOR_POLL_SECONDS", 0.05, "How long the processor waits for new log entries in one read"
         ),
+        "processor_queue_bytes": env.integer(
+            "PROCESSOR_QUEUE_BYTES", 64 * 2**20, "Bytes of events a processor reads ahead, and puts in one transaction"
+        ),
         "event_partition_days": env.integer(
             "EVENT_PARTITION_DAYS", 1, "Days of events in one table partition", minimum=1, maximum=366
         ),
         "duplicate_window_days": env.integer(
             "DUPLICATE_WINDOW_DAYS", 3, "Days in which a repeated message id is recognised", minimum=1, maximum=366
+        ),
+        "duplicate_window_ids": env.integer(
+            "DUPLICATE_WINDOW_IDS",
+            500_000_000,
+            "Message ids that are recognised at the most; the older ones go first, though their days are not over",
+            minimum=1,
         ),
     }

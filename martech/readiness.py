@@ -83,6 +83,8 @@ def _processor(vitals: Vitals, partitions: int) -> Part:
     if not found.checkpoints:
         never = "No processor has ever run: events wait in the log. Start `manage.py process_events`."
         return Part("processor", DOWN, never, needed=True)
+    if found.halted:
+        return Part("processor", DOWN, f"It is halted, and events wait in the log: {found.halted}")
     if found.owned < partitions:
         idle = f"{partitions - found.owned} of {partitions} log partitions have no processor: their events wait."
         return Part("processor", DEGRADED, f"{idle} Start `manage.py process_events`.", needed=True)

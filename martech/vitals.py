@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import connection
 
 from cdp.collector import keys, pressure
-from cdp.engines.local import LOCK_CLASS
+from cdp.engines.leases import ALIVE, PROCESSORS
 from cdp.log import open_log
 from cdp.log.base import Load
 from martech.lib.errors import RetryableError
@@ -27,6 +27,11 @@ SECONDS = 0.8
 # Where nobody answers, threads end by themselves after this.
 GIVE_UP = 2.0
 DEAD_LETTERS_COUNTED = 10_000
+_OWNED = f"""
+SELECT count(*) FROM cdp_checkpoint AS checkpoint WHERE owner IN
+(SELECT processor.id FROM {PROCESSORS} WHERE {ALIVE} AND processor.log = checkpoint.log) OR log = %s
+"""  # noqa: S608 - constants of ours
+_HALTED = f"SELECT coalesce((SELECT max(halted) FROM {PROCESSORS} WHERE {ALIVE}), %s)"  # noqa: S608 - the same
 HEARTBEAT = "cdp.tasks.heartbeat"
 
 
@@ -48,6 +53,7 @@ class Checkpoint:
 class Database:
     """What PostgreSQL knows. `owned` counts the log partitions that a living processor holds.
 
+    `halted` is why a processor stands still, "" where none does.
     `heartbeat` is the age of the last completed heartbeat of beat and worker in seconds, None for none yet.
     """
 
@@ -57,6 +63,7 @@ class Database:
     owned: int
     dead_letters: int
     heartbeat: float | None
+    halted: str = ""
 
 
 @dataclass(slots=True)
@@ -119,7 +126,13 @@ def read_database() -> Database:
         if unapplied:
             return Database(own.info.server_version // 10000, unapplied, {}, 0, 0, None)
         return Database(
-            own.info.server_version // 10000, [], _checkpoints(own), _owned(own), _dead_letters(own), _heartbeat(own)
+            own.info.server_version // 10000,
+            [],
+            _checkpoints(own),
+            _owned(own),
+            _dead_letters(own),
+            _heartbeat(own),
+            _halted(own),
         )
 
 
@@ -147,12 +160,11 @@ def _checkpoints(own: psycopg.Connection[Any]) -> dict[int, Checkpoint]:
 
 
 def _owned(own: psycopg.Connection[Any]) -> int:
-    return _value(
-        own,
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objsubid = 2 AND granted"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-        LOCK_CLASS,
-    )
+    return _value(own, _OWNED, "")
+
+
+def _halted(own: psycopg.Connection[Any]) -> str:
+    return _value(own, _HALTED, "")
 
 
 def _dead_letters(own: psycopg.Connection[Any]) -> int:

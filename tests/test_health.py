@@ -22,7 +22,8 @@ from prometheus_client import REGISTRY, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from cdp import keys, tasks
-from cdp.engines.local import LOCK_CLASS, LocalEngine
+from cdp.engines.leases import Leases
+from cdp.engines.local import LocalEngine
 from cdp.log import open_log
 from cdp.models import Checkpoint, DeadLetter, TaskRun
 from martech import health, vitals
@@ -49,12 +50,10 @@ def platform(own_database, settings):
 
 def hold(processor, log):
     """Own all partitions, as an idle processor does."""
-    for partition in range(8):
-        processor.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_CLASS, partition])
-        processor.execute(
-            "INSERT INTO cdp_checkpoint (log, partition, position, events, updated_at) VALUES (%s, %s, '', 0, now())",
-            [log, partition],
-        )
+    leases = Leases(log, 8)
+    leases.register(processor)
+    leases.tend(processor)
+    processor.execute("UPDATE cdp_processor SET expires_at = now() + interval '1 day'")
 
 
 def ask(**options):
@@ -85,7 +84,7 @@ def test_a_platform_that_is_well_is_ready(platform):
 
 def test_a_running_processor_makes_the_platform_ready(platform, own_database):
     with psycopg.connect(own_database, autocommit=True) as admin:
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        admin.execute("SELECT pg_terminate_backend(backend_pid) FROM cdp_processor")
     Checkpoint.objects.all().delete()
     with closing(open_log(platform.CONFIG.log_url, partitions=8)) as log:
         engine = LocalEngine(platform.CONFIG, log, partitions=range(8))
@@ -197,7 +196,7 @@ def test_before_a_processor_ever_ran_the_platform_is_not_ready(platform):
 
 def test_a_processor_that_died_is_shown_and_the_web_goes_on(platform, own_database):
     with psycopg.connect(own_database, autocommit=True) as admin:
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        admin.execute("SELECT pg_terminate_backend(backend_pid) FROM cdp_processor")
     status, told = ask()
     assert (status, told["status"], told["parts"]["processor"]["status"]) == (200, "degraded", "degraded")
     assert detail("processor").startswith("8 of 8 log partitions have no processor")

@@ -11,8 +11,9 @@ from cdp.log.base import Log, Stored, decode_entry
 from cdp.processing.decode import MAX_EVENT_BYTES
 from cdp.processing.pipeline import Arrival, arrive
 
-# What one read asks of each partition; entries of a busy log hold tens of events each.
+# What one read asks of each partition at the most; entries of a busy log hold tens of events each.
 READ_ENTRIES = 200
+QUEUE_BYTES = 64 * 2**20
 
 
 @dataclass(slots=True)
@@ -28,11 +29,21 @@ class Batch:
 class Ahead:
     """Takes batches from the log, after the positions it starts at.
 
-    An entry is never split, so that a position always lies between entries.
+    An entry is never split, so that a position always lies between entries. A batch has about `queue_bytes` at the
+    most, and so has what was read ahead of it.
     """
 
-    def __init__(self, log: Log, positions: dict[int, str], *, event_bytes: int = MAX_EVENT_BYTES) -> None:
-        self._log, self._event_bytes = log, event_bytes
+    def __init__(
+        self,
+        log: Log,
+        positions: dict[int, str],
+        *,
+        event_bytes: int = MAX_EVENT_BYTES,
+        queue_bytes: int = QUEUE_BYTES,
+    ) -> None:
+        self._log, self._event_bytes, self._queue_bytes = log, event_bytes, queue_bytes
+        # The largest entry of late: how many are read depends on it, since nothing else tells their size before.
+        self._largest = queue_bytes // max(1, len(positions))
         self._taken = dict(positions)
         self._read = dict(positions)
         self._pending: dict[int, deque[Stored]] = {partition: deque() for partition in positions}
@@ -44,20 +55,26 @@ class Ahead:
         batch = Batch()
         waiting = [partition for partition, entries in self._pending.items() if entries]
         for partition in waiting:
-            self._take_from(partition, batch, max_events // len(waiting))
+            self._take_from(partition, batch, max_events // len(waiting), self._queue_bytes // len(waiting))
         return batch
 
     def _fill(self, wait: float) -> None:
-        for partition, entries in self._log.read(self._read, limit=READ_ENTRIES, wait=wait).items():
+        limit = self._queue_bytes // (max(1, self._largest) * max(1, len(self._read)))
+        found = self._log.read(self._read, limit=max(1, min(READ_ENTRIES, limit)), wait=wait)
+        for partition, entries in found.items():
             self._pending[partition].extend(entries)
             self._read[partition] = entries[-1].position
+        if found:
+            seen = max(len(stored.payload) for entries in found.values() for stored in entries)
+            self._largest = max(seen, self._largest // 2)
 
-    def _take_from(self, partition: int, batch: Batch, room: int) -> None:
+    def _take_from(self, partition: int, batch: Batch, room: int, bytes_left: int) -> None:
         entries, before = self._pending[partition], len(batch.arrivals)
         batch.read_from[partition] = self._taken[partition]
         # At least one entry, however large.
-        while entries and len(batch.arrivals) - before <= room:
+        while entries and len(batch.arrivals) - before <= room and bytes_left > 0:
             stored = entries.popleft()
+            bytes_left -= len(stored.payload)
             self._taken[partition] = stored.position
             for delivery in decode_entry(stored.payload).deliveries:
                 batch.arrivals += [

@@ -8,6 +8,7 @@ answer or a joint commit (without). It knows no Django.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from cdp import profiles
 from cdp.log.base import Delivery, Event
 from cdp.processing import duplicates, registers, store, traits
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
+from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import EMAIL, Identifier, anchor_of
 from cdp.processing.people import Delta, People, Person
 from martech.lib import clock
@@ -93,6 +95,7 @@ class Applied:
     events: int = 0
     duplicates: int = 0
     reused: int = 0
+    lock_seconds: float = 0.0
     rejections: dict[str, int] = field(default_factory=dict)
     documents: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
     identifiers: dict[Identifier, tuple[int, uuid.UUID]] = field(default_factory=dict)
@@ -104,6 +107,7 @@ class Applied:
         self.events += other.events
         self.duplicates += other.duplicates
         self.reused += other.reused
+        self.lock_seconds += other.lock_seconds
         for reason, count in other.rejections.items():
             self.rejections[reason] = self.rejections.get(reason, 0) + count
         self.documents += other.documents
@@ -142,11 +146,13 @@ class Pipeline:
 
     def __init__(self) -> None:
         self.window = duplicates.Window()
+        self.failures = Failures()
         self._rules: Rules | None = None
         self._known: dict[Identifier, tuple[int, uuid.UUID]] = {}
 
     def remember(self, applied: Applied) -> None:
         """Keep what a committed batch found out; called after the commit."""
+        self.failures.commit()
         if len(self._known) > REMEMBERED:
             self._known.clear()
         self._known.update(applied.identifiers)
@@ -158,14 +164,16 @@ class Pipeline:
         """Drop what is remembered; called when it turned out to be out of date."""
         self._known.clear()
 
-    def apply(self, connection: store.Connection, arrivals: Sequence[Arrival], *, now_us: int) -> Applied:
+    def apply(self, connection: store.Connection, arrivals: Sequence[Arrival]) -> Applied:
         """Write a batch's events and their effect; the caller commits.
 
         Where the batch as a whole cannot be written, the events at fault are found by halving it and put
-        aside as dead letters; the others are written. Raced, StalePosition and operational errors are raised.
+        aside as dead letters; the others are written. Raced, StalePosition and operational errors are raised,
+        and Halted where too many of the latest events fail by our own exceptions.
         """
+        self.failures.begin(len(arrivals))
         duplicates.hold(connection)
-        return self._halving(connection, arrivals, now_us)
+        return self._halving(connection, arrivals, store.database_now_us(connection))
 
     def _halving(self, connection: store.Connection, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
@@ -175,7 +183,10 @@ class Pipeline:
             if not _is_of_the_data(error):
                 raise
             if len(arrivals) == 1:
-                poison = Rejection("poison", _described(error), _message_id(arrivals[0]))
+                reason = "poison" if isinstance(error, psycopg.Error) else "processing_error"
+                if reason == "processing_error":
+                    self.failures.note(error)
+                poison = Rejection(reason, _described(error), _message_id(arrivals[0]))
                 return self._apply(connection, [arrivals[0]._replace(decoded=poison)], now_us)
             middle = len(arrivals) // 2
             applied = self._halving(connection, again(arrivals[:middle]), now_us)
@@ -233,7 +244,8 @@ def _is_of_the_data(error: Exception) -> bool:
     return not isinstance(
         error,
         (
-            store.Raced, ConfigurationError, psycopg.InterfaceError, psycopg.InternalError, psycopg.ProgrammingError,
+            store.Raced, ConfigurationError, Halted, psycopg.InterfaceError, psycopg.InternalError,
+            psycopg.ProgrammingError,
             # No partition for the row's time: to be made, not the event's fault.
             psycopg.errors.CheckViolation,
         ),
@@ -304,6 +316,7 @@ class _Batch:
         self.touched: dict[Person, None] = {}
         self.deltas: dict[Identifier, Delta] = {}
         self.rows: list[tuple[Message, Person, Arrival]] = []
+        self.lock_seconds = 0.0
 
     def load(self, known: dict[Identifier, tuple[int, uuid.UUID]], messages: Sequence[Message]) -> None:
         """Find the identifiers of the messages and lock their profiles."""
@@ -313,7 +326,9 @@ class _Batch:
         missing = wanted - found.keys()
         if missing:
             found |= store.find_identifiers(self.connection, missing)
+        waiting = time.monotonic()
         people = store.lock_people(self.connection, {profile for _, profile in found.values()}) if found else {}
+        self.lock_seconds = time.monotonic() - waiting
         for identifier, (row_id, profile) in found.items():
             person = people.get(profile)
             if person is None or identifier.value not in person.graph.get(identifier.namespace, ()):
@@ -437,6 +452,7 @@ class _Batch:
         now = {identifier: person.root().id for identifier, person in self.people.of.items()}
         return Applied(
             events=len(self.rows),
+            lock_seconds=self.lock_seconds,
             documents=documents,
             identifiers={one: (self.ids[one], profile) for one, profile in now.items() if one in self.ids},
             # A merge moves identifiers that no message of the batch carries.
