@@ -27,6 +27,9 @@ class Config:
     collector_event_bytes: int
     collector_clock_skew_seconds: float
     collector_trusted_proxies: tuple[str, ...]
+    collector_wait_seconds: float
+    log_disk_reserve_bytes: int
+    source_quota: int
     processor_batch_events: int
     processor_poll_seconds: float
     event_partition_days: int
@@ -37,7 +40,7 @@ class Config:
 
 def load() -> Config:
     """Read the configuration; ConfigurationError names the variable that cannot be used."""
-    return Config(**_addresses(), **_collector(), **_processor())
+    return Config(**_addresses(), **_collector(), **_pressure(), **_processor())
 
 
 def _addresses() -> dict[str, Any]:
@@ -76,6 +79,21 @@ def _collector() -> dict[str, Any]:
         ),
         "collector_trusted_proxies": tuple(
             env.names("COLLECTOR_TRUSTED_PROXIES", "", "Addresses or networks whose X-Forwarded-For is believed")
+        ),
+    }
+
+
+def _pressure() -> dict[str, Any]:
+    return {
+        "collector_wait_seconds": env.seconds(
+            "COLLECTOR_WAIT_SECONDS", 86400.0, "Wait of the oldest event at which the log counts as full; 0: none does"
+        ),
+        "log_disk_reserve_bytes": 2**20
+        * env.integer(
+            "LOG_DISK_RESERVE_MB", 512, "Free MiB on the log's disk below which tracking calls get 429; 0: none"
+        ),
+        "source_quota": env.integer(
+            "SOURCE_QUOTA", 1000, "Events a second and web worker that a source may send while the log fills up"
         ),
     }
 

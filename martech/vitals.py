@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +15,10 @@ import redis
 from django.conf import settings
 from django.db import connection
 
-from cdp.collector import keys
+from cdp.collector import keys, pressure
 from cdp.engines.leases import ALIVE, PROCESSORS
 from cdp.log import open_log
+from cdp.log.base import Load
 from martech.lib.errors import RetryableError
 
 T = TypeVar("T")
@@ -66,10 +68,14 @@ class Database:
 
 @dataclass(slots=True)
 class Vitals:
-    """What each part answered, or the error in its place. `lags` are entries by partition."""
+    """What each part answered, or the error in its place.
+
+    `load` is how full the log is by cause, see `cdp.collector.pressure.ratios`; `lags` are entries by partition.
+    """
 
     database: Database | Exception
     log: str | Exception
+    load: dict[str, float] | Exception
     keys: bool | Exception
     queues: dict[str, int] | Exception
     cache: bool | Exception
@@ -80,7 +86,8 @@ def gather(seconds: float = SECONDS) -> Vitals:
     """Ask all parts at once, for `seconds` at the most."""
     deadline = time.monotonic() + seconds
     readers: dict[str, Callable[[], Any]] = {
-        "database": read_database, "log": read_log, "keys": read_keys, "queues": read_queues, "cache": read_cache
+        "database": read_database, "log": read_log, "load": read_load, "keys": read_keys, "queues": read_queues,
+        "cache": read_cache,
     }  # fmt: skip
     asked = {name: _pool().submit(reader) for name, reader in readers.items()}
     vitals = Vitals(**{name: _answer(future, deadline) for name, future in asked.items()})
@@ -189,6 +196,20 @@ def read_log() -> str:
         log.check()
         return log.name
     finally:
+        log.close()
+
+
+def read_load() -> dict[str, float]:
+    """Return by cause how full the log is, from 0 to 1."""
+    return pressure.ratios(asyncio.run(_load()), settings.CONFIG.collector_wait_seconds)
+
+
+async def _load() -> Load:
+    log = open_log(settings.CONFIG.log_url, partitions=settings.CONFIG.log_partitions)
+    try:
+        return await log.load(disk_reserve=settings.CONFIG.log_disk_reserve_bytes)
+    finally:
+        await log.aclose()
         log.close()
 
 

@@ -32,6 +32,18 @@ def append(log, payloads):
     return asyncio.run(run())
 
 
+def load(log, *, disk_reserve=0):
+    """Return how full a log is."""
+
+    async def run():
+        try:
+            return await log.load(disk_reserve=disk_reserve)
+        finally:
+            await log.aclose()
+
+    return asyncio.run(run())
+
+
 class Core:
     """The core over one connection, and looks at what it wrote."""
 

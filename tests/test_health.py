@@ -140,6 +140,40 @@ def test_a_log_that_may_lose_events_is_not_ready(platform):
     assert "appendfsync everysec" in told["parts"]["log"]["detail"]
 
 
+MEMORY = "Let the processor catch up, or give the log's server more memory (LOG_MEMORY_MB). It opens again by itself."
+
+
+def test_a_log_that_fills_up_says_what_is_sent_away_and_why(platform):
+    with redis.Redis.from_url(platform.CONFIG.log_url) as log:
+        before = log.config_get("maxmemory")["maxmemory"]
+        try:
+            log.config_set("maxmemory", int(log.info("memory")["used_memory"] / 0.8))
+            status, told = ask()
+            log.config_set("maxmemory", 1)
+            full_status, full = ask()
+        finally:
+            log.config_set("maxmemory", before)
+    assert (status, told["status"], told["parts"]["log"]["status"]) == (200, "degraded", "degraded")
+    said = rf"Sources that send more than their quota get 429: its server's memory is \d\d% full. {re.escape(MEMORY)}"
+    assert re.fullmatch(said, told["parts"]["log"]["detail"])
+    assert (full_status, full["status"]) == (200, "degraded")
+    assert full["parts"]["log"] == {
+        "status": "degraded", "detail": f"All tracking calls get 429: its server's memory is 100% full. {MEMORY}",
+    }  # fmt: skip
+    assert ask()[1]["parts"]["log"]["status"] == "ok"
+
+
+def test_events_that_wait_for_long_are_named(platform):
+    append(platform.CONFIG, 3, 2)
+    with closing(open_log(platform.CONFIG.log_url, partitions=8)) as log:
+        log.done({3: time.time_ns() // 1000 - 20 * 3_600_000_000})
+        assert detail("log") == (
+            "Sources that send more than their quota get 429: its oldest event has waited for 83% of "
+            "COLLECTOR_WAIT_SECONDS. See why the processor does not catch up, or let events wait for longer "
+            "(COLLECTOR_WAIT_SECONDS). It opens again by itself."
+        )
+
+
 def test_migrations_that_are_missing_are_named(platform, own_database):
     with psycopg.connect(own_database, autocommit=True) as connection:
         connection.execute("DELETE FROM django_migrations WHERE app = 'cdp' AND name = '0001_initial'")

@@ -98,6 +98,9 @@ def test_a_running_engine_shows_what_was_sent_in_the_cache(config, log):
     running.start()
     try:
         token = send(log, message("identify", userId="u1", traits={"name": "Ann"}))
+        read_profile(config, "user_id", "u1", token)
+        cache = redis.Redis.from_url(config.cache_url)
+        wait_until(lambda: cache.exists("i:user_id:u1"))
         profile = read_profile(config, "user_id", "u1", token)
     finally:
         engine.stop()
@@ -106,7 +109,7 @@ def test_a_running_engine_shows_what_was_sent_in_the_cache(config, log):
     assert profile["identifiers"] == [{"namespace": "user_id", "value": "u1"}]
     assert profile["computed_traits"]["event_count"] == 1
     assert profile["version"] == 1
-    cached = redis.Redis.from_url(config.cache_url).get(f"p:{profile['id']}")
+    cached = cache.get(f"p:{profile['id']}")
     assert json.loads(cached.partition(b" ")[2]) == profile
 
 
@@ -303,3 +306,30 @@ def test_an_identifier_that_its_profile_does_not_list_is_waited_for_and_not_spun
     wait_until(lambda: len(core.events()) == 2)
     engine.stop()
     running.join(10)
+
+
+def test_the_log_is_told_how_far_processing_is(config, log, core):
+    def waited():
+        async def ask():
+            # As a web process that has just started: it has not seen the log empty itself.
+            fresh = open_log(config.log_url, partitions=4)
+            try:
+                return (await fresh.load(disk_reserve=0)).waiting
+            finally:
+                await fresh.aclose()
+                fresh.close()
+
+        return asyncio.run(ask())
+
+    engine = engine_of(config, log)
+    running = threading.Thread(target=engine.run)
+    running.start()
+    send(log, message(userId="u1"))
+    wait_until(lambda: redis.Redis.from_url(config.log_url).hlen("martech:log:done") == 4)
+    assert engine.keeper.waiting_us > clock.now_us() - 5_000_000
+    engine.stop()
+    running.join(10)
+    time.sleep(1)
+    assert waited() == 0
+    send(log, message(userId="u1"))
+    assert 1 < waited() < 10

@@ -80,6 +80,8 @@ class LocalEngine:
         self.leases = Leases("", config.log_partitions, partitions)
         self.keeper = Keeper(config, self.pipeline.window)
         self._stopping = threading.Event()
+        # Of each partition, the time before which everything received has been processed, in µs since 1970.
+        self._done: dict[int | None, int] = {}
         self._trimmed_at = self._shown_at = 0.0
         self._covered: tuple[datetime, datetime] | None = None
         _spare_collections()
@@ -206,14 +208,16 @@ class LocalEngine:
         look_at = time.monotonic() + LOOK_SECONDS
         try:
             while not self._stopping.is_set():
+                caught_up_us = reader.caught_up_us
                 # Nothing to do at once: the time to wait for the disk.
                 batch = reader.take(0 if self.flushing else 0.25)
                 if batch is not None:
                     self._commit(connection, batch)
                 elif self.flushing:
                     self.flushing.flush(connection)
-                elif not self.cache.heal():
-                    logger.debug("the cache is away")
+                else:
+                    self._done |= dict.fromkeys(self.leases.held, caught_up_us)
+                    self.cache.heal()
                 self._keep_house(connection)
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + LOOK_SECONDS
@@ -245,6 +249,7 @@ class LocalEngine:
         self.pipeline.remember(applied)
         for partition, position in batch.positions.items():
             self.leases.held[partition].position = position
+        self._done |= {arrival.log_partition: arrival.delivery.received_us for arrival in batch.arrivals}
         self.flushing.add(connection, batch, applied)
         _measure(batch, applied, time.monotonic() - started)
 
@@ -301,11 +306,16 @@ class LocalEngine:
         self._covered = (midnight, midnight + timedelta(days=ahead))
 
     def _keep_house(self, connection: store.Connection) -> None:
-        """Now and then trim the log, and show in the checkpoints that we live."""
+        """Now and then trim the log, tell it how far we are, and show in the checkpoints that we live."""
         now = time.monotonic()
         if now - self._trimmed_at > TRIM_SECONDS:
             self._trimmed_at = now
             self._trim()
+            done = {one: self._done[one] for one in self.leases.held if self._done.get(one)}
+            if done:
+                self.log.done(done)
+            if done and len(done) == len(self.leases.held):
+                self.keeper.waiting_us = min(done.values())
         if now - self._shown_at > SHOW_SECONDS:
             self._shown_at = now
             connection.execute(

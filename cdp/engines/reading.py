@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from cdp.log.base import Log, Stored, decode_entry
 from cdp.processing.decode import MAX_EVENT_BYTES
 from cdp.processing.pipeline import Arrival, arrive
+from martech.lib import clock
 
 # What one read asks of each partition at the most; entries of a busy log hold tens of events each.
 READ_ENTRIES = 200
@@ -92,6 +93,8 @@ class Reader(threading.Thread):
         super().__init__(name="reader", daemon=True)
         self._ahead = ahead
         self._max_events, self._wait = max_events, wait
+        # When a read began that found nothing, in µs since 1970: what was appended before has been handed over.
+        self.caught_up_us = 0
         self._batches: queue.Queue[Batch | Exception] = queue.Queue(maxsize=1)
         self._stopped = threading.Event()
         self.start()
@@ -100,9 +103,12 @@ class Reader(threading.Thread):
         """Read until stopped; called by the thread."""
         try:
             while not self._stopped.is_set():
+                now_us = clock.now_us()
                 batch = self._ahead.take(max_events=self._max_events, wait=self._wait)
                 if batch.positions:
                     self._hand_over(batch)
+                else:
+                    self.caught_up_us = now_us
         except Exception as error:
             self._hand_over(error)
 
