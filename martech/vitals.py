@@ -50,6 +50,23 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class LockWaits:
+    """How many sessions of a kind of process wait for a lock, and how long the longest of them, in seconds."""
+
+    process: str
+    sessions: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """How far back repeated messages are recognised, in seconds, and how many ids of sealed generations that is."""
+
+    seconds: float
+    ids: int
+
+
+@dataclass(frozen=True, slots=True)
 class Database:
     """What PostgreSQL knows. `owned` counts the log partitions that a living processor holds.
 
@@ -64,6 +81,8 @@ class Database:
     dead_letters: int
     heartbeat: float | None
     halted: str = ""
+    lock_waits: list[LockWaits] = field(default_factory=list)
+    duplicates: Duplicates | None = None
 
 
 @dataclass(slots=True)
@@ -133,6 +152,8 @@ def read_database() -> Database:
             _dead_letters(own),
             _heartbeat(own),
             _halted(own),
+            _lock_waits(own),
+            _duplicates(own),
         )
 
 
@@ -165,6 +186,24 @@ def _owned(own: psycopg.Connection[Any]) -> int:
 
 def _halted(own: psycopg.Connection[Any]) -> str:
     return _value(own, _HALTED, "")
+
+
+def _lock_waits(own: psycopg.Connection[Any]) -> list[LockWaits]:
+    rows = own.execute(
+        "SELECT split_part(application_name, '-', 2), count(DISTINCT pid)::int,"
+        " max(extract(epoch FROM clock_timestamp() - coalesce(waitstart, clock_timestamp())))::float"
+        " FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND application_name LIKE 'martech-%' GROUP BY 1"
+    ).fetchall()
+    return [LockWaits(*row) for row in rows]
+
+
+def _duplicates(own: psycopg.Connection[Any]) -> Duplicates | None:
+    row = own.execute(
+        "SELECT extract(epoch FROM clock_timestamp() - min(opened_at))::float, coalesce(sum(keys), 0)::bigint"
+        " FROM cdp_duplicategeneration HAVING count(*) > 0"
+    ).fetchone()
+    return Duplicates(*row) if row else None
 
 
 def _dead_letters(own: psycopg.Connection[Any]) -> int:

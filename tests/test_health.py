@@ -25,7 +25,7 @@ from cdp import keys, tasks
 from cdp.engines.leases import Leases
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
-from cdp.models import Checkpoint, DeadLetter, TaskRun
+from cdp.models import Checkpoint, DeadLetter, DuplicateGeneration, TaskRun
 from martech import health, vitals
 from tests.factories import make_source
 
@@ -365,3 +365,26 @@ def test_the_doctor_names_what_is_amiss_and_fails(platform):
     status, told = doctor()
     assert (status, told.splitlines()[-1]) == (1, "Something is amiss, see above.")
     assert "martech.E003" in told
+
+
+def test_lock_waits_are_shown_by_process(platform, own_database):
+    with (
+        psycopg.connect(own_database) as holder,
+        psycopg.connect(own_database, application_name="martech-worker") as one,
+    ):
+        holder.execute("SELECT pg_advisory_xact_lock(1)")
+        waiting = threading.Thread(target=lambda: one.execute("SELECT pg_advisory_xact_lock(1)"))
+        waiting.start()
+        deadline = time.monotonic() + 5
+        while not (found := vitals.read_database().lock_waits) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        holder.rollback()
+        waiting.join()
+    assert [(wait.process, wait.sessions) for wait in found] == [("worker", 1)]
+    assert 0 <= found[0].seconds < 5
+
+
+def test_the_window_of_duplicates_is_stated(platform):
+    DuplicateGeneration.objects.update(opened_at=timezone.now() - timedelta(hours=2), sealed_at=timezone.now(), keys=7)
+    window = vitals.read_database().duplicates
+    assert (round(window.seconds / 60), window.ids) == (120, 7)
