@@ -24,6 +24,7 @@ from cdp.collector.messages import (
     read_batch,
     read_item,
     read_single,
+    read_trace,
     skew,
 )
 from cdp.collector.splitter import Malformed
@@ -81,6 +82,8 @@ class Tracking:
         try:
             data = await body.read(receive, headers)
             request = Request(call.kind, clock.now_us(), self._proxies.client(scope))
+            if b"traceparent" in headers:
+                request.trace = read_trace(headers[b"traceparent"])
             taking = self._single if call.kind else self._batch
             positions = await taking(data, request, headers, call)
         except Malformed as error:
