@@ -14,6 +14,7 @@ from unfold.contrib.filters.admin import RadioFilter, RelatedDropdownFilter
 from unfold.decorators import display
 
 from cdp import dead_letters, masking, rehearsal
+from cdp.admin import trace
 from cdp.admin.base import Records, context_of
 from cdp.models import DeadLetter
 from martech.lib.errors import MartechError
@@ -111,6 +112,7 @@ class DeadLetterAdmin(Records):
             title=str(letter),
             original=letter,
             letter=letter,
+            trace=trace.address(letter.message_id),
             payload=None if hidden else dead_letters.payload_of(letter),
             may_replay=self.has_replay_permission(request) and dead_letters.is_replayable(letter),
         )
