@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
 from typing import Any
@@ -106,9 +107,9 @@ def trace(message_id: str, *, source: str | None = None, deep: bool = False) -> 
         return Trace(message_id, UNKNOWN, ["No message id can be like this: it cannot be stored."])
     sources = _sources(source)
     # From here on nothing that is processed meanwhile is missed.
-    look = Look()
-    rows, letters = recorded.remembered(message_id, sources), _letters(message_id, sources)
-    scan = look.scan(message_id) if not rows or any(one.status == REPLAYING for one in letters) else None
+    with closing(Look()) as look:
+        rows, letters = recorded.remembered(message_id, sources), _letters(message_id, sources)
+        scan = look.scan(message_id) if not rows or any(one.status == REPLAYING for one in letters) else None
     if scan:
         scan = Scan([one for one in scan.found if one.source_id in sources], scan.entries, scan.trouble)
     searched = None
@@ -212,7 +213,7 @@ def _explained(found: Trace, searched: date | None, *, deep: bool) -> Iterator[s
 
 
 def _told_of_stored(message_id: str, events: Sequence[Stored]) -> Iterator[str]:
-    yield "Copies of it that came later were dropped; they are not recorded one by one."
+    yield "Copies of it that come later are dropped, and not recorded one by one."
     if len({event.source for event in events}) > 1:
         yield "Several sources have used this id: to each it is an event of its own."
     for event in events:

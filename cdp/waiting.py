@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,7 +12,7 @@ import msgspec
 from django.conf import settings
 
 from cdp.log import open_log
-from cdp.log.base import Delivery, Event, Log, LogUnavailable, Stored, decode_entry
+from cdp.log.base import Delivery, Event, Log, Stored, decode_entry
 from cdp.models import Checkpoint
 from martech.lib import clock
 from martech.lib.errors import MartechError
@@ -65,24 +64,27 @@ class Look:
         try:
             known = dict(Checkpoint.objects.filter(log=self._log.name).values_list("partition", "position"))
             self._positions = {partition: known.get(partition, "") for partition in range(self._log.partitions)}
-        except LogUnavailable as error:
+        except MartechError as error:
             self._trouble = error.message
 
+    def close(self) -> None:
+        """Let go of the log."""
+        self._log.close()
+
     def scan(self, message_id: str, *, most: int = MOST_ENTRIES) -> Scan:
-        """Return the copies among the first `most` entries that wait; called once."""
+        """Return the copies among the first `most` entries that wait."""
         found: list[Waiting] = []
         entries = size = 0
-        with closing(self._log):
-            if self._trouble:
-                return Scan(trouble=self._trouble)
-            try:
-                for partition, before, stored in _following(self._log, self._positions):
-                    if entries == most or size > MOST_BYTES:
-                        return Scan(found, entries, f"Only the first {entries} entries that wait were looked into.")
-                    entries, size = entries + 1, size + len(stored.payload)
-                    found += _copies(message_id, partition, before, stored)
-            except MartechError as error:
-                return Scan(found, entries, error.message)
+        if self._trouble:
+            return Scan(trouble=self._trouble)
+        try:
+            for partition, before, stored in _following(self._log, self._positions):
+                if entries == most or size > MOST_BYTES:
+                    return Scan(found, entries, f"Only the first {entries} entries that wait were looked into.")
+                entries, size = entries + 1, size + len(stored.payload)
+                found += _copies(message_id, partition, before, stored)
+        except MartechError as error:
+            return Scan(found, entries, error.message)
         return Scan(found, entries)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import closing
 from dataclasses import replace
 from io import StringIO
 
@@ -83,7 +84,7 @@ def test_a_stored_event_tells_where_it_came_from_and_whose_it_is(shop):
     )  # fmt: skip
     assert event.profile_then == event.profile_id == Profile.objects.get().pk
     assert event.identifiers == [{"namespace": "user_id", "value": "u1"}]
-    assert told(found) == "Copies of it that came later were dropped; they are not recorded one by one."
+    assert told(found) == "Copies of it that come later are dropped, and not recorded one by one."
 
 
 def test_the_computed_traits_that_count_it_are_told_with_what_it_contributed(shop):
@@ -167,7 +168,8 @@ def test_ids_of_any_kind_are_found_in_the_log(shop, log, message_id):
 
 def test_a_look_into_the_log_ends_somewhere(shop, log):
     give_to_log(log, shop, *(click(f"m-{number}") for number in range(5)))
-    scan = waiting.Look().scan("m-4", most=3)
+    with closing(waiting.Look()) as look:
+        scan = look.scan("m-4", most=3)
     assert (scan.found, scan.entries, scan.trouble) == (
         [], 3, "Only the first 3 entries that wait were looked into.",
     )  # fmt: skip
