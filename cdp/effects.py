@@ -13,10 +13,12 @@ from django.db import connection
 from django.db.models import Q
 
 from cdp.models import Edge, Identifier, IdentityDecision, Profile
-from cdp.processing import registers
+from cdp.processing import registers, store
 from cdp.processing.decode import FUTURE_TOLERANCE_US, Message
-from cdp.processing.pipeline import UNKNOWN_SOURCE, Rules
+from cdp.processing.pipeline import UNKNOWN_SOURCE, Rules, trust
+from cdp.processing.traits import Folder
 from martech.lib import clock
+from martech.lib.errors import ConfigurationError
 
 CURRENT, OLDER, REFUSED, GONE = "current", "older", "refused", "gone"
 
@@ -73,9 +75,14 @@ class Effects:
 
 
 def load_rules() -> Rules:
-    """Return the definitions and the sources' rules of now."""
+    """Return the definitions and the sources' rules of now; without definitions where they cannot be used."""
     connection.ensure_connection()
-    return Rules.load(connection.connection, 0)
+    driver = connection.connection
+    try:
+        return Rules.load(driver, 0)
+    except (ConfigurationError, ArithmeticError, LookupError, TypeError, ValueError):
+        # They halt the processor, which says why; what became of an event can be told all the same.
+        return Rules(0, Folder([]), {one: trust(row.kind, row.rules) for one, row in store.sources(driver).items()})
 
 
 def effects(message: Message, rules: Rules, *, anchor_id: int, profiles: Sequence[UUID], now: UUID | None) -> Effects:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -29,6 +29,9 @@ EPOCH_KEY = "epoch"
 # How long a document that a reader put there stays: the processor's own are always newer.
 FILLED_SECONDS = 60
 POLL_SECONDS = 0.01
+# A younger change may not be on PostgreSQL's disk, and a crash would take it back: three times the most that
+# its `wal_writer_delay` can be. The processor itself puts changes into the cache as soon as they are.
+SETTLED = timedelta(seconds=30)
 _encode = msgspec.json.Encoder().encode
 _AWAY = (redis.exceptions.RedisError, OSError)
 
@@ -227,7 +230,8 @@ class ProfileReader:
         if row is None:
             return None
         body = from_row(row)
-        if epoch is not None:
+        as_of, updated_at = row[5], row[7]
+        if epoch is not None and as_of - updated_at >= SETTLED:
             await self._fill(row[0], body, epoch, pointer)
         return body
 

@@ -17,7 +17,6 @@ from cdp.models import DeadLetter
 from cdp.processing.decode import Message
 from cdp.processing.pipeline import Applied, Arrival, Pipeline, again, arrive
 from cdp.processing.store import Raced
-from martech.lib import clock
 from martech.lib.errors import RetryableError
 
 # Letters in one transaction: their people stay locked until it is rolled back.
@@ -105,7 +104,7 @@ def _rolled_back(arrivals: Sequence[Arrival]) -> tuple[Applied, set[int]]:
             # Also begins the transaction, within which the core makes savepoints only.
             cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS * 1000:.0f}ms'")
         try:
-            applied = Pipeline().apply(connection.connection, arrivals, now_us=clock.now_us())
+            applied = Pipeline().apply(connection.connection, arrivals)
             taken = DeadLetter.objects.filter(pk__in=ids, status=DeadLetter.Status.REPLAYED)
             return applied, set(taken.values_list("pk", flat=True))
         finally:

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from cdp.log.base import Delivery
+from cdp.processing.failures import LEAST
 from cdp.processing.pipeline import arrive
-from martech.lib import clock
+from cdp.processing.traits import Folder
 from tests.platform import message
 
 
@@ -36,7 +37,7 @@ def give_back(core, *rows):
         delivery = msgspec.structs.replace(delivery, letter_id=row["id"])
         arrivals.append(arrive(delivery.events[0], delivery, 0, "9-0"))
     with core.writer.transaction():
-        return core.pipeline.apply(core.writer, arrivals, now_us=clock.now_us())
+        return core.pipeline.apply(core.writer, arrivals)
 
 
 def test_a_letter_that_is_stored_is_replayed(refused):
@@ -115,5 +116,17 @@ def test_a_new_letter_of_the_same_batch_is_a_row_of_its_own(refused):
     other = msgspec.structs.replace(delivery, letter_id=0)
     arrivals = [arrive(delivery.events[0], one) for one in (delivery, other)]
     with refused.writer.transaction():
-        refused.pipeline.apply(refused.writer, arrivals, now_us=clock.now_us())
+        refused.pipeline.apply(refused.writer, arrivals)
     assert [row["attempts"] for row in letters(refused)] == [1, 0]
+
+
+def test_letters_that_fail_again_by_an_error_of_our_own_do_not_halt_the_processor(core, monkeypatch):
+    pages = [message("page", userId="u1") for _ in range(2 * LEAST)]
+    core.source_id = core.source("server", {"refused_calls": ["page"]})
+    core.apply(*pages, source=core.source_id)
+    mend(core)
+    monkeypatch.setattr(Folder, "fold", lambda *_: 1 // 0)
+    assert give_back(core, *letters(core)).rejections == {"processing_error": 2 * LEAST}
+    assert {(row["status"], row["reason"], row["attempts"]) for row in letters(core)} == {
+        ("new", "processing_error", 1)
+    }

@@ -26,7 +26,7 @@ def get(client):
 def process(*deliveries):
     """Take deliveries through the core, in the transaction of the test."""
     arrivals = [arrive(event, delivery, 1, "1-0") for delivery in deliveries for event in delivery.events]
-    return Pipeline().apply(connection.connection, arrivals, now_us=clock.now_us())
+    return Pipeline().apply(connection.connection, arrivals)
 
 
 def send(source, *messages):

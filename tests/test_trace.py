@@ -18,7 +18,7 @@ from cdp import dead_letters, waiting
 from cdp import trace as tracing
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, encode_entry
-from cdp.models import Checkpoint, DeadLetter, Profile
+from cdp.models import Checkpoint, DeadLetter, Profile, TraitDefinition
 from cdp.trace import trace
 from martech.lib import clock
 from tests.factories import make_api_key, make_dead_letter, make_source, make_user
@@ -93,6 +93,13 @@ def test_the_computed_traits_that_count_it_are_told_with_what_it_contributed(sho
         "event_count": (1, 2),
         "first_seen": ("2026-11-01T10:00:00Z", "2026-11-01T10:00:00Z"),
     }.items()
+
+
+def test_definitions_that_cannot_be_used_leave_the_rest_to_be_told(shop):
+    send(shop, identify("m-1", {"plan": "gold"}))
+    TraitDefinition.objects.create(name="broken", kind="unheard_of")
+    done = only(trace("m-1")).effects
+    assert (done.computed, [one.outcome for one in done.given]) == ([], ["current"])
 
 
 def test_of_the_traits_it_set_some_count_and_others_were_overtaken_or_refused(shop):

@@ -45,5 +45,5 @@ def test_it_is_kept_in_the_event_row(core):
         delivery = Delivery(1, clock.now_us(), "", b"", b"", [], trace)
         body = b'{"type":"track","userId":"u1","event":"e","messageId":"m%d"}' % len(trace)
         with core.writer.transaction():
-            core.pipeline.apply(core.writer, [arrive(Event("", "", 0, body), delivery)], now_us=clock.now_us())
+            core.pipeline.apply(core.writer, [arrive(Event("", "", 0, body), delivery)])
     assert [row["trace_parent"] for row in core.events()] == [PARENT, None]

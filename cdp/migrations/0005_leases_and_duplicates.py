@@ -85,13 +85,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name="checkpoint",
-            name="suspect",
-            field=models.IntegerField(help_text="Event of the next entry that is being tried alone", null=True),
-        ),
-        migrations.AddField(
-            model_name="checkpoint",
-            name="suspect_crashes",
-            field=models.PositiveSmallIntegerField(db_default=0, help_text="Processors that died trying it"),
+            name="trial",
+            field=models.JSONField(
+                help_text="Which event of the next entry is tried alone, and what it did", null=True
+            ),
         ),
         migrations.AddField(
             model_name="deadletter",

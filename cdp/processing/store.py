@@ -46,28 +46,33 @@ class SourceRow(NamedTuple):
     rules: dict[str, Any]
 
 
-def lock_positions(connection: Connection, log: str, expected: dict[int, str]) -> None:
-    """Lock the checkpoints of a batch; StalePosition when one is not where the batch was read from."""
-    found = dict(
-        connection.execute(
-            "SELECT partition, position FROM cdp_checkpoint WHERE log = %s AND partition = ANY(%s)"
-            " ORDER BY partition FOR UPDATE",
-            [log, sorted(expected)],
-        ).fetchall()
-    )
-    for partition, position in expected.items():
-        if found.get(partition) != position:
+def lock_positions(connection: Connection, log: str, expected: dict[int, tuple[str, int]]) -> None:
+    """Lock the checkpoints of a batch; StalePosition when one has not the position and epoch it was read with."""
+    rows = connection.execute(
+        "SELECT partition, position, epoch FROM cdp_checkpoint WHERE log = %s AND partition = ANY(%s)"
+        " ORDER BY partition FOR UPDATE",
+        [log, sorted(expected)],
+    ).fetchall()
+    found = {partition: (position, epoch) for partition, position, epoch in rows}
+    for partition, wanted in expected.items():
+        if found.get(partition) != wanted:
             raise StalePosition(
-                f"Partition {partition} is at {found.get(partition)!r}, not at {position!r}: another process took it."
+                f"Partition {partition} is at {found.get(partition)}, not at {wanted}: another process took it."
             )
 
 
+def database_now_us(connection: Connection) -> int:
+    """Return the database's clock in microseconds since 1970: one clock for all processors."""
+    row = connection.execute("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").fetchone()
+    return int(row[0]) if row else clock.now_us()
+
+
 def move_positions(connection: Connection, log: str, positions: dict[int, str], events: dict[int, int]) -> None:
-    """Write the new positions, in the transaction of the batch."""
+    """Write the new positions, in the transaction of the batch; what was found out at the old ones is over."""
     partitions = sorted(positions)
     connection.execute(
         "UPDATE cdp_checkpoint SET position = new.position, events = cdp_checkpoint.events + new.events,"
-        " updated_at = now()"
+        " updated_at = now(), crashes = 0, trial = NULL"
         " FROM unnest(%s::int[], %s::text[], %s::bigint[]) AS new (partition, position, events)"
         " WHERE cdp_checkpoint.log = %s AND cdp_checkpoint.partition = new.partition",
         [partitions, [positions[one] for one in partitions], [events.get(one, 0) for one in partitions], log],

@@ -16,13 +16,17 @@ class Command(BaseCommand):
     help = "Process events from the log until stopped (SIGTERM or Ctrl-C)."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--partitions", default="", help="Partitions to own, such as 0-3,6; default: all")
+        parser.add_argument(
+            "--partitions",
+            default="",
+            help="Partitions to hold, such as 0-3,6; default: all, shared with other processors",
+        )
         parser.add_argument("--drain", action="store_true", help="Process what is in the log now, then end")
 
     def handle(self, *, partitions: str, drain: bool, **options: Any) -> None:
         config = settings.CONFIG
         try:
-            chosen = parse_partitions(partitions or f"0-{config.log_partitions - 1}", config.log_partitions)
+            chosen = parse_partitions(partitions, config.log_partitions) if partitions else None
             with closing(open_log(config.log_url, partitions=config.log_partitions)) as log:
                 log.check()
                 self._process(LocalEngine(config, log, partitions=chosen), drain=drain)
