@@ -110,7 +110,7 @@ def test_a_running_engine_shows_what_was_sent_in_the_cache(config, log):
     assert profile["computed_traits"]["event_count"] == 1
     assert profile["version"] == 1
     cached = cache.get(f"p:{profile['id']}")
-    assert json.loads(cached.partition(b" ")[2]) == profile
+    assert json.loads(cached.split(b" ", 2)[2]) == profile
 
 
 def test_without_the_cache_profiles_come_from_the_database(config, log):

@@ -56,6 +56,11 @@ class Flushing:
             connection.execute(_FLUSH)
             self._settle(self._waiting[-1].lsn)
 
+    def show(self, connection: Connection, positions: dict[int, str]) -> None:
+        """Let the cache say where partitions stand that were just taken: who held them may not have come to it."""
+        connection.execute(_FLUSH)
+        self._cache.write([], [], [], positions)
+
     def forget(self) -> None:
         """Drop what waits: the connection is lost, and the database says what is true."""
         self._waiting.clear()

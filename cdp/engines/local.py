@@ -173,7 +173,11 @@ class LocalEngine:
         taken = self.leases.tend(connection)
         for partition in taken:
             self.log.verify(partition, self.leases.held[partition].position)
+        if any(self.leases.held[partition].crashes for partition in taken):
+            # What the dead committed, they may not have shown.
+            self.cache.start_epoch()
         if taken:
+            self.flushing.show(connection, {one: at for one in taken if (at := self.leases.held[one].position)})
             logger.info("processing partitions %s of %s", sorted(self.leases.held), self.log.name)
         for partition in taken:
             if self.leases.held[partition].crashes >= careful.DEATHS:

@@ -100,7 +100,7 @@ class Applied:
     reused: int = 0
     lock_seconds: float = 0.0
     rejections: dict[str, int] = field(default_factory=dict)
-    documents: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
+    documents: list[tuple[uuid.UUID, int, bytes]] = field(default_factory=list)
     identifiers: dict[Identifier, tuple[int, uuid.UUID]] = field(default_factory=dict)
     moved: list[tuple[Identifier, uuid.UUID]] = field(default_factory=list)
     merged: list[uuid.UUID] = field(default_factory=list)
@@ -470,6 +470,7 @@ class _Batch:
         documents = [
             (
                 row.person.id,
+                row.person.version,
                 profiles.document(
                     profiles.Document(
                         row.person.id, row.graph, row.traits, row.computed, row.person.version,

@@ -1,7 +1,7 @@
 """Run a processor: take events from the log and make profiles of them."""
 
 import signal
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from django.conf import settings
@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from cdp.engines.local import LocalEngine, parse_partitions
 from cdp.log import open_log
-from martech.lib.errors import MartechError
+from martech.lib.errors import MartechError, RetryableError
 
 
 class Command(BaseCommand):
@@ -28,7 +28,9 @@ class Command(BaseCommand):
         try:
             chosen = parse_partitions(partitions, config.log_partitions) if partitions else None
             with closing(open_log(config.log_url, partitions=config.log_partitions)) as log:
-                log.check()
+                # A log that is away is waited for, one with wrong settings is not.
+                with suppress(RetryableError):
+                    log.check()
                 self._process(LocalEngine(config, log, partitions=chosen), drain=drain)
         except MartechError as error:
             raise CommandError(error.message) from error
