@@ -206,6 +206,22 @@ def test_a_batch_takes_whole_entries_from_every_partition_in_turn(log):
     assert all(order == list(range(6)) for order in numbers.values())
 
 
+def test_what_is_read_ahead_is_bounded_in_bytes(config):
+    memory = open_log("memory:", partitions=1)
+    large = encode_entry(Entry([Delivery(1, 0, "", b"", b"", [Event("", "", 0, b"x" * 100_000)])]))
+    small = encode_entry(Entry([Delivery(1, 0, "", b"", b"", [Event("", "", 0, b"{}")])]))
+    append(memory, [(0, large)] * 20 + [(0, small)] * 300)
+    ahead = Ahead(memory, {0: ""}, queue_bytes=300_000)
+    sizes = []
+    while (batch := ahead.take(max_events=1000, wait=0)).positions:
+        held = sum(len(stored.payload) for stored in ahead._pending[0])
+        sizes.append((len(batch.arrivals), held))
+    # The first read takes one entry, since nothing is known of their size; then as many as fit.
+    assert sizes[:5] == [(1, 0), (2, 0), (2, 0), (2, 0), (2, 0)]
+    # What is small again is read in ever larger portions.
+    assert [count for count, _ in sizes[-5:]] == [11, 23, 47, 96, 115]
+
+
 def test_processed_entries_are_trimmed_and_the_checkpoint_is_kept(config, log):
     send(log, message(userId="u1"))
     send(log, message(userId="u1"))

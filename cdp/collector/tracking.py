@@ -24,6 +24,7 @@ from cdp.collector.messages import (
     read_batch,
     read_item,
     read_single,
+    read_trace,
     skew,
 )
 from cdp.collector.pressure import HARD, SOFT, Pressure
@@ -95,6 +96,8 @@ class Tracking:
         try:
             data = await body.read(receive, headers)
             request = Request(call.kind, clock.now_us(), self._proxies.client(scope))
+            if b"traceparent" in headers:
+                request.trace = read_trace(headers[b"traceparent"])
             if call.kind:
                 positions = await self._single(data, request, headers, call)
             else:

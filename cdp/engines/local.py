@@ -50,8 +50,11 @@ LOCK_SECONDS = Histogram("martech_processor_lock_wait_seconds", "Time a batch wa
 HALTED = Gauge("martech_processor_halted", "1 while our own errors stop processing", multiprocess_mode="livemax")
 REUSED = Counter("martech_processor_reused_ids_total", "Events kept under another id: theirs came with other content")
 
-# The log has what a crash of PostgreSQL may forget; whoever stands still in a transaction lets go of its locks.
-SESSION = {"synchronous_commit": "off", "idle_in_transaction_session_timeout": "30s"}
+# The log has what a crash of PostgreSQL may forget; whoever stands still in a transaction lets go of its locks; and
+# a batch's arrays are looked up by index, without weighing each of their members first.
+SESSION = {
+    "synchronous_commit": "off", "idle_in_transaction_session_timeout": "30s", "plan_cache_mode": "force_generic_plan",
+}  # fmt: skip
 # InternalError: the server ended a transaction that stood still.
 OUTAGES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)

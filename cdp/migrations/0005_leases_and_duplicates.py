@@ -24,7 +24,8 @@ DROP TABLE event_duplicate_before;
 TRACING = """
 ALTER TABLE event_stream ADD COLUMN trace_parent text;
 -- The rows of one batch: a key that repeats names their time.
-CREATE INDEX event_stream_ingested ON event_stream USING brin (ingested_at) WITH (pages_per_range = 32);
+CREATE INDEX event_stream_ingested ON event_stream USING brin (ingested_at)
+    WITH (pages_per_range = 32, autosummarize = on);
 """
 
 

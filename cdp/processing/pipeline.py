@@ -8,6 +8,7 @@ answer or a joint commit (without). It knows no Django.
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 # Identifiers whose profile is remembered between batches: about 200 bytes each.
 REMEMBERED = 500_000
+# What a batch says of all its events is kept with each dead letter of it up to this size.
+MAX_KEPT_BATCH_BYTES = MAX_EVENT_BYTES
 # The flag of an event whose message id came before with another payload.
 REUSED = "reused_message_id"
 
@@ -133,7 +136,8 @@ def again(arrivals: Sequence[Arrival]) -> list[Arrival]:
     return [
         one
         if isinstance(one.decoded, Rejection)
-        else arrive(one.event, one.delivery, one.log_partition, one.log_position, max_bytes=len(one.event.body))
+        # Whatever its size was measured by, it has passed.
+        else arrive(one.event, one.delivery, one.log_partition, one.log_position, max_bytes=sys.maxsize)
         for one in arrivals
     ]
 
@@ -185,7 +189,8 @@ class Pipeline:
                 raise
             if len(arrivals) == 1:
                 reason = "poison" if isinstance(error, psycopg.Error) else "processing_error"
-                if reason == "processing_error":
+                # A dead letter that was given back has its row: that it fails again stops nobody.
+                if reason == "processing_error" and not arrivals[0].delivery.letter_id:
                     self.failures.note(error)
                 poison = Rejection(reason, _described(error), _message_id(arrivals[0]))
                 return self._apply(connection, rules, [arrivals[0]._replace(decoded=poison)], now_us)
@@ -203,7 +208,10 @@ class Pipeline:
         applied = batch.write()
         applied.duplicates = len(passed) - len(fresh)
         applied.reused = sum(REUSED in message.flags for message, _ in fresh)
-        store.insert_dead_letters(connection, [_letter(*one) for one in rejected], batch.now)
+        store.put_aside(connection, [_letter(*one) for one in rejected], batch.now)
+        returned = [arrival.delivery.letter_id for _, arrival in passed if arrival.delivery.letter_id]
+        if returned:
+            store.settle_letters(connection, returned)
         for _, rejection in rejected:
             applied.rejections[rejection.reason] = applied.rejections.get(rejection.reason, 0) + 1
         return applied
@@ -300,11 +308,22 @@ def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
 
 def _letter(arrival: Arrival, rejection: Rejection) -> store.LetterRow:
     delivery = arrival.delivery
-    alone = msgspec.structs.replace(delivery, events=[arrival.event])
+    alone = msgspec.structs.replace(delivery, events=[arrival.event], letter_id=0)
+    alone, left_out = _without_bulk(alone)
     return store.LetterRow(
-        rejection.reason, rejection.detail, delivery.source_id, rejection.message_id or arrival.event.message_id,
-        _pack(alone), delivery.received_us, arrival.log_partition, arrival.log_position,
+        rejection.reason, rejection.detail + left_out, delivery.source_id,
+        rejection.message_id or arrival.event.message_id, _pack(alone), delivery.received_us, arrival.log_partition,
+        arrival.log_position, delivery.letter_id,
     )  # fmt: skip
+
+
+def _without_bulk(delivery: Delivery) -> tuple[Delivery, str]:
+    """Leave out what a batch said of all its events where that is much: each of its letters would repeat it."""
+    large = {name: b"" for name in ("context", "integrations") if len(getattr(delivery, name)) > MAX_KEPT_BATCH_BYTES}
+    if not large:
+        return delivery, ""
+    sizes = " and ".join(f"`{name}` of {len(getattr(delivery, name))} bytes" for name in large)
+    return msgspec.structs.replace(delivery, **large), f" The batch's own {sizes} is not kept with its events."
 
 
 class _Batch:
@@ -383,7 +402,12 @@ class _Batch:
         self._write_identity()
         events = [
             store.EventRow(
-                message, person.root().id, self.ids[message.anchor], arrival.log_partition, arrival.log_position
+                message,
+                person.root().id,
+                self.ids[message.anchor],
+                arrival.log_partition,
+                arrival.log_position,
+                arrival.delivery.trace,
             )
             for message, person, arrival in self.rows
         ]

@@ -265,6 +265,7 @@ class EventRow(NamedTuple):
     anchor_id: int
     log_partition: int | None
     log_position: str | None
+    trace: str = ""
 
 
 def insert_events(connection: Connection, rows: Iterable[EventRow], now: str) -> None:
@@ -274,7 +275,7 @@ def insert_events(connection: Connection, rows: Iterable[EventRow], now: str) ->
         connection,
         "COPY event_stream (ingested_at, profile_id, anchor_id, identifiers, event_type, name, properties, context,"
         " extra, source_id, message_id, occurred_at, original_timestamp, received_at, flags, log_partition,"
-        " log_position) FROM STDIN",
+        " log_position, trace_parent) FROM STDIN",
         (_event_fields(row, ingested) for row in rows),
     )
 
@@ -299,6 +300,7 @@ def _event_fields(row: EventRow, ingested: bytes) -> tuple[bytes, ...]:
         b"{" + ",".join(message.flags).encode() + b"}",
         NULL if row.log_partition is None else number(row.log_partition),
         NULL if row.log_position is None else row.log_position.encode(),
+        text(row.trace) if row.trace else NULL,
     )
 
 
@@ -313,6 +315,39 @@ class LetterRow(NamedTuple):
     received_us: int
     log_partition: int | None
     log_position: str | None
+    # The dead letter that was given back and is put aside again, else 0.
+    letter_id: int = 0
+
+
+def settle_letters(connection: Connection, ids: Sequence[int]) -> None:
+    """Mark dead letters whose event came back as replayed: it is stored, or was before."""
+    connection.execute("UPDATE cdp_deadletter SET status = 'replayed' WHERE id = ANY(%s)", [sorted(ids)])
+
+
+def put_aside(connection: Connection, letters: Sequence[LetterRow], now: str) -> None:
+    """Keep what could not be processed: one that came back in the row it has, the others in new ones."""
+    returned = {one.letter_id: one for one in letters if one.letter_id}
+    known = _put_aside_again(connection, returned) if returned else frozenset()
+    insert_dead_letters(connection, [one for one in letters if one.letter_id not in known], now)
+
+
+def _put_aside_again(connection: Connection, letters: dict[int, LetterRow]) -> frozenset[int]:
+    """Write the new reasons and return the rows that are there; one that was replayed meanwhile stays so."""
+    rows = connection.execute(
+        "SELECT id FROM cdp_deadletter WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [sorted(letters)]
+    ).fetchall()
+    known = [row_id for (row_id,) in rows]
+    connection.execute(
+        "UPDATE cdp_deadletter SET status = 'new', reason = new.reason, detail = new.detail, attempts = attempts + 1"
+        " FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS new (id, reason, detail)"
+        " WHERE cdp_deadletter.id = new.id AND status <> 'replayed'",
+        [known, [letters[one].reason for one in known], [_storable(letters[one].detail) for one in known]],
+    )
+    return frozenset(known)
+
+
+def _storable(said: str) -> str:
+    return said.encode("utf-8", "replace").decode().replace("\0", "")
 
 
 def insert_dead_letters(connection: Connection, letters: Iterable[LetterRow], now: str) -> None:
