@@ -69,7 +69,7 @@ class Bed:
         self.write_key = manage(self.home, "create_source", "Faults").stdout.strip()
         self.api_key = manage(self.home, "create_api_key", "Faults", "--scopes", "all").stdout.strip()
         self.addresses: dict[str, str] = json.loads((self.home / "run" / "servers.json").read_text())["environment"]
-        self.servers = {
+        self.servers: dict[str, Any] = {
             role: redis.Redis.from_url(self.addresses[f"{role.upper()}_URL"], socket_timeout=2)
             for role in ("log", "broker", "cache")
         }
