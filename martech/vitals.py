@@ -14,6 +14,7 @@ import redis
 from django.conf import settings
 from django.db import connection
 
+from cdp import task_locks
 from cdp.collector import keys
 from cdp.engines.local import LOCK_CLASS
 from cdp.log import open_log
@@ -46,7 +47,8 @@ class Checkpoint:
 class Database:
     """What PostgreSQL knows. `owned` counts the log partitions that a living processor holds.
 
-    `heartbeat` is the age of the last completed heartbeat of beat and worker in seconds, None for none yet.
+    `heartbeat` is the age of the last completed heartbeat of beat and worker in seconds, None for none yet;
+    `running` counts the tasks that a living worker runs.
     """
 
     version: int
@@ -55,6 +57,7 @@ class Database:
     owned: int
     dead_letters: int
     heartbeat: float | None
+    running: int
 
 
 @dataclass(slots=True)
@@ -110,9 +113,15 @@ def read_database() -> Database:
     ) as own:
         unapplied = _unapplied(own)
         if unapplied:
-            return Database(own.info.server_version // 10000, unapplied, {}, 0, 0, None)
+            return Database(own.info.server_version // 10000, unapplied, {}, 0, 0, None, 0)
         return Database(
-            own.info.server_version // 10000, [], _checkpoints(own), _owned(own), _dead_letters(own), _heartbeat(own)
+            version=own.info.server_version // 10000,
+            unapplied=[],
+            checkpoints=_checkpoints(own),
+            owned=_locks(own, LOCK_CLASS),
+            dead_letters=_dead_letters(own),
+            heartbeat=_heartbeat(own),
+            running=_locks(own, task_locks.LOCK_CLASS),
         )
 
 
@@ -139,12 +148,12 @@ def _checkpoints(own: psycopg.Connection[Any]) -> dict[int, Checkpoint]:
     return {partition: Checkpoint(position, max(0.0, age)) for partition, position, age in rows}
 
 
-def _owned(own: psycopg.Connection[Any]) -> int:
+def _locks(own: psycopg.Connection[Any], lock_class: int) -> int:
     return _value(
         own,
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objsubid = 2 AND granted"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-        LOCK_CLASS,
+        lock_class,
     )
 
 

@@ -14,12 +14,12 @@ import pytest
 import redis
 from django.db import connection
 from django_celery_beat.models import PeriodicTask
-from django_celery_beat.schedulers import DatabaseScheduler
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
 from cdp import task_runs
 from cdp.models import TaskRun
+from martech.beat import SlotScheduler
 from martech.celery import app
 from martech.lib import metrics
 from martech.lib.errors import PermanentError
@@ -241,7 +241,7 @@ def test_a_task_that_waits_to_run_again_is_not_over(own_database):
 
 
 def test_the_schedule_is_written_for_the_admin_who_may_switch_lines_off(own_database):
-    DatabaseScheduler(app=app)
+    SlotScheduler(app=app)
     rows = {row.name: row for row in PeriodicTask.objects.all()}
     assert rows.keys() == app.conf.beat_schedule.keys()
     heartbeat = rows["Heartbeat of worker and beat"]
@@ -249,7 +249,7 @@ def test_the_schedule_is_written_for_the_admin_who_may_switch_lines_off(own_data
         "cdp.tasks.heartbeat", "<freq: 30.00 seconds>", 30,
     )  # fmt: skip
     PeriodicTask.objects.filter(id=heartbeat.id).update(enabled=False)
-    DatabaseScheduler(app=app)
+    SlotScheduler(app=app)
     assert not PeriodicTask.objects.get(id=heartbeat.id).enabled
 
 

@@ -39,7 +39,7 @@ def programs(options: Options) -> list[Program]:
             name="beat",
             command=[
                 python, "-m", "celery", "-q", "-A", "martech.celery", "beat", "-S",
-                "django_celery_beat.schedulers:DatabaseScheduler",
+                "martech.beat:SlotScheduler",
             ],
             stage=STAGE_PROGRAMS,
         ),
