@@ -55,6 +55,7 @@ class SlotScheduler(DatabaseScheduler):
         except SchedulingError:
             entry.model.last_run_at = entry.last_run_at
             entry.model.total_run_count -= 1
+            self._dirty.add(entry.name)
             raise
 
     def _get_crontab_exclude_query(self) -> Q:

@@ -5,7 +5,7 @@ import signal
 import time
 
 from celery import shared_task
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Ignore, SoftTimeLimitExceeded
 
 from martech.lib.errors import PermanentError, RetryableError
 
@@ -23,6 +23,11 @@ def fail():
 @shared_task
 def break_down():
     raise ZeroDivisionError("a bug")
+
+
+@shared_task
+def ignore():
+    raise Ignore("of no interest")
 
 
 @shared_task(max_attempts=3)

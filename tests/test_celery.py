@@ -17,13 +17,14 @@ from django_celery_beat.models import PeriodicTask
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
-from cdp import task_runs
+from cdp import task_locks, task_runs
 from cdp.models import TaskRun
 from martech.beat import SlotScheduler
 from martech.celery import app
 from martech.lib import metrics
 from martech.lib.errors import PermanentError
 from tests import celery_tasks as tasks
+from tests.running import wait_until
 
 TOO_LONG = "It ran for longer than it may. Let it do less at a time, or raise TASK_SECONDS."
 ID = "6b1f0f4c-0000-4000-8000-000000000001"
@@ -227,6 +228,56 @@ def test_a_message_that_comes_twice_runs_once(own_database):
     assert (first.state, again.state) == ("SUCCESS", "IGNORED")
     run = TaskRun.objects.get()
     assert (run.status, run.attempts) == ("succeeded", 1)
+
+
+def test_a_message_of_a_task_that_runs_elsewhere_comes_again_until_that_is_over(running, own_database):
+    with psycopg.connect(own_database, autocommit=True) as other:
+        lock(other, ID)
+        tasks.succeed.apply_async([1], task_id=ID)
+        wait_until(lambda: counted("martech_task_runs_total", "state") == {("succeed", "twice"): 1})
+        assert not TaskRun.objects.exists()
+    # The other one died before it came to an end.
+    run = ended(tasks.succeed.AsyncResult(ID))
+    assert (run.status, run.attempts) == ("succeeded", 1)
+
+
+def lock(session, task_id):
+    """Hold a task, as a worker that runs it does."""
+    session.execute("SELECT pg_advisory_lock(%s, %s)", task_locks._keys(task_id))
+
+
+def test_a_lock_is_one_sessions_and_ends_with_it(own_database):
+    with psycopg.connect(own_database, autocommit=True) as other:
+        lock(other, ID)
+        assert not task_locks.take(ID)
+        assert not task_locks.holds(ID)
+    assert wait_until(lambda: task_locks.take(ID))
+    assert task_locks.take(ID)
+    with psycopg.connect(own_database, autocommit=True) as other:
+        taken = "SELECT pg_try_advisory_lock(%s, %s)"
+        assert other.execute(taken, task_locks._keys(ID)).fetchone() == (False,)
+        task_locks.release(ID)
+        assert other.execute(taken, task_locks._keys(ID)).fetchone() == (True,)
+    assert not task_locks.holds(ID)
+
+
+def test_a_session_that_was_ended_meanwhile_is_replaced(own_database):
+    assert task_locks.take(ID)
+    with psycopg.connect(own_database, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s",
+            [task_locks.LOCK_CLASS],
+        )
+    assert task_locks.take(str(uuid.UUID(int=1)))
+    assert not task_locks.holds(ID)
+
+
+@pytest.mark.parametrize("task", [tasks.succeed, tasks.fail, tasks.break_down, tasks.ignore])
+def test_a_task_is_let_go_of_however_it_ends(task, own_database):
+    result = task.apply(task_id=ID)
+    assert TaskRun.objects.get().attempts == 1
+    assert result.id == ID
+    assert not task_locks.holds(ID)
 
 
 def test_a_task_that_waits_to_run_again_is_not_over(own_database):
