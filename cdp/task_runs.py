@@ -61,6 +61,12 @@ def start(task_id: str, task: str, slot: str | None = None) -> Started:
     return Started(attempts, before or "", error or "")
 
 
+def is_over(task_id: str) -> bool:
+    """Tell whether a task has ended."""
+    over = Q(status=Status.SUCCEEDED) | Q(status=Status.FAILED) & ~Q(error=LOST)
+    return TaskRun.objects.filter(over, id=UUID(task_id)).exists()
+
+
 def end(task_id: str, status: str, error: str = "") -> None:
     """Note how a started task ended; one that has ended already stays as it was."""
     TaskRun.objects.filter(Q(status=Status.STARTED) | Q(error=LOST), id=UUID(task_id)).update(

@@ -15,11 +15,14 @@ from celery import Celery, signals
 from celery.exceptions import SecurityWarning
 from celery.schedules import crontab
 
+from martech import broker
+
 # Celery's command puts BROKER_URL there, as it stands: it does not know what we call a Unix socket.
 os.environ.pop("CELERY_BROKER_URL", None)
 # It warns root about pickled messages, and only JSON is taken here.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
+broker.install()
 app = Celery("martech", task_cls="martech.task:Task")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 # The third place of the three; the shortest of them wins.

@@ -19,6 +19,7 @@ import structlog
 from celery import signals
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TimeLimitExceeded
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError
 from prometheus_client import Counter, Histogram
 
@@ -86,7 +87,7 @@ class Task(DjangoTask):
         structlog.contextvars.bind_contextvars(task=self.name, task_id=task_id)
         self.request.started = time.monotonic()
         try:
-            if not task_locks.take(task_id):
+            if not task_locks.take(task_id) and not task_runs.is_over(task_id):
                 self._come_after_twin()
             started = task_runs.start(task_id, self.name, self.request.get("slot"))
         except DATABASE_AWAY as error:
@@ -141,7 +142,9 @@ class Task(DjangoTask):
         self.request.is_twin = True
         if self.request.is_eager:
             raise Ignore("it runs already")
-        raise self._send_again(countdown=TWIN_SECONDS, throw=False)
+        # A message that waits for longer than this is delivered again meanwhile.
+        wait = min(TWIN_SECONDS, settings.TASK_REDELIVERY_SECONDS / 3)
+        raise self._send_again(countdown=wait, throw=False)
 
     def _again(self, error: Exception, wait: float) -> NoReturn:
         jitter = 1 + random.random() / 2  # noqa: S311 - no secret

@@ -14,17 +14,17 @@ import pytest
 import redis
 from django.db import connection
 from django_celery_beat.models import PeriodicTask
-from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
 from cdp import task_locks, task_runs
 from cdp.models import TaskRun
 from martech.beat import SlotScheduler
 from martech.celery import app
-from martech.lib import metrics
 from martech.lib.errors import PermanentError
 from tests import celery_tasks as tasks
+from tests.celery_fleet import Fleet, counted, open_runs
 from tests.running import wait_until
+from tests.valkey import own_valkey
 
 TOO_LONG = "It ran for longer than it may. Let it do less at a time, or raise TASK_SECONDS."
 ID = "6b1f0f4c-0000-4000-8000-000000000001"
@@ -82,17 +82,6 @@ def ended(result, seconds=25):
     raise AssertionError(f"not ended after {seconds} s: {list(TaskRun.objects.values())}")
 
 
-def counted(name, *labels):
-    """Return what the worker's metrics say, by task and further labels."""
-    body, _ = metrics.render("")
-    return {
-        (sample.labels["task"].rpartition(".")[2], *(sample.labels[label] for label in labels)): sample.value
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-        if sample.name == name
-    }
-
-
 def test_tasks_end_as_their_errors_say_and_are_counted(running):
     sent = {
         task: task.delay()
@@ -142,6 +131,24 @@ def test_a_task_whose_worker_was_killed_is_delivered_again(own_database, tmp_pat
     with worker(own_database):
         run = ended(result)
     assert (run.status, run.attempts) == ("succeeded", 2)
+
+
+def test_a_worker_that_was_busy_to_its_limit_while_the_broker_was_away_takes_tasks_again(own_database, tmp_path):
+    with own_valkey("broker") as broker:
+        fleet = Fleet(own_database, broker, logs=tmp_path)
+        try:
+            fleet.worker(concurrency=1)
+            fleet.send(tasks.leave_effect, "before")
+            wait_until(fleet.effects)
+            broker.kill()
+            # The task ends, and nobody can be told.
+            wait_until(lambda: not open_runs())
+            time.sleep(0.5)
+            broker.start()
+            fleet.send(tasks.leave_effect, "after")
+            wait_until(lambda: fleet.effects() == {"before": 1, "after": 1})
+        finally:
+            fleet.end()
 
 
 def test_a_task_that_finds_postgresql_away_comes_again(own_database):
