@@ -122,6 +122,9 @@ class Task(DjangoTask):
 
     def retry(self, args: Any = None, kwargs: Any = None, exc: Exception | None = None, **options: Any) -> Any:
         """Let go of the task before its next message is sent: whoever takes that finds it free."""
+        # What cannot be sent is no reason to let go.
+        check_arguments(self.name, args or (), kwargs or {})
+        _due(self.name, options)
         if not self.request.called_directly and task_locks.holds(self.request.id):
             self._note(self.request.id, task_runs.Status.RETRYING, exc)
             task_locks.release(self.request.id)
@@ -131,8 +134,6 @@ class Task(DjangoTask):
         try:
             return super().retry(*args, **options)
         except Reject as error:
-            if isinstance(error.reason, MartechError):
-                raise error.reason from error
             # The broker did not take it: the message that came goes back, instead of being lost.
             raise Reject(error.reason, requeue=True) from error
 

@@ -37,6 +37,11 @@ def come_later():
     raise RetryableError("Not yet.", retry_after=0.05)
 
 
+@shared_task(bind=True)
+def come_too_late(self):
+    self.retry(countdown=3600)
+
+
 @shared_task
 def come_much_later():
     raise RetryableError("Not today.", retry_after=3600)

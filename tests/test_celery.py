@@ -86,7 +86,7 @@ def test_tasks_end_as_their_errors_say_and_are_counted(running):
     sent = {
         task: task.delay()
         for task in (
-            tasks.succeed, tasks.fail, tasks.break_down, tasks.come_later, tasks.come_much_later,
+            tasks.succeed, tasks.fail, tasks.break_down, tasks.come_later, tasks.come_much_later, tasks.come_too_late,
             tasks.run_for_long, tasks.run_for_ever, tasks.poison,
         )
     }  # fmt: skip
@@ -97,6 +97,7 @@ def test_tasks_end_as_their_errors_say_and_are_counted(running):
         "break_down": ("failed", 1, "ZeroDivisionError: a bug"),
         "come_later": ("failed", 3, "Not yet."),
         "come_much_later": ("failed", 1, "Not today."),
+        "come_too_late": ("failed", 1, runs["come_too_late"].error),
         "run_for_long": ("failed", 1, TOO_LONG),
         "run_for_ever": ("failed", 1, TOO_LONG),
         "poison": (
@@ -105,6 +106,7 @@ def test_tasks_end_as_their_errors_say_and_are_counted(running):
             "It came to no end in 1 starts: its process died. Correct the cause, then send it again.",
         ),
     }
+    assert "would wait 3600 s in the broker" in runs["come_too_late"].error
     assert {run.ended_at > run.started_at for run in runs.values()} == {True}
     assert counted("martech_task_runs_total", "state") == {
         ("succeed", "succeeded"): 1,
@@ -113,6 +115,7 @@ def test_tasks_end_as_their_errors_say_and_are_counted(running):
         ("come_later", "retrying"): 2,
         ("come_later", "failed"): 1,
         ("come_much_later", "failed"): 1,
+        ("come_too_late", "failed"): 1,
         ("run_for_long", "failed"): 1,
         ("run_for_ever", "failed"): 1,
         ("poison", "lost"): 1,

@@ -94,6 +94,15 @@ def test_a_worker_that_is_busy_with_long_tasks_is_left_alone(supervisor, own_dat
         assert silent(supervisor) is None
 
 
+def test_a_worker_that_has_many_tasks_before_the_heartbeat_is_left_alone(supervisor, broker, monkeypatch):
+    monkeypatch.setattr(supervisor, "uptime", lambda name: 100.0)
+    monkeypatch.setattr(watchdog, "SILENT_SECONDS", 30.0)
+    broker.rpush("default", "a task")
+    assert silent(supervisor) == "worker"
+    tasks.publish_keys.apply(throw=True)
+    assert silent(supervisor) is None
+
+
 def test_nobody_is_blamed_while_a_server_is_away(supervisor, broker, settings, monkeypatch):
     wait_for_age(supervisor)
     settings.CONFIG = replace(settings.CONFIG, broker_url=NOWHERE)

@@ -4,6 +4,7 @@ After the broker was away, Celery has been seen to run on without taking tasks.
 """
 
 import threading
+from datetime import timedelta
 
 from martech import vitals
 from martech.embedded.supervisor import Supervisor
@@ -40,7 +41,22 @@ def silent_program(supervisor: Supervisor, found: Vitals, *, concurrency: int) -
         return None
     if min(supervisor.uptime("worker"), supervisor.uptime("beat")) < SILENT_SECONDS:
         return None
+    if not any(found.queues.values()):
+        return "beat"
     # Long tasks may keep the whole worker busy; they end by their time limit.
-    if found.database.running >= concurrency:
-        return None
-    return "worker" if any(found.queues.values()) else "beat"
+    return None if found.database.running >= concurrency or _takes_tasks() else "worker"
+
+
+def _takes_tasks() -> bool:
+    """Tell whether any task was begun of late: heartbeats may be waiting behind many others."""
+    from django.db import Error, connection
+    from django.utils import timezone
+
+    from cdp.models import TaskRun
+
+    try:
+        return TaskRun.objects.filter(started_at__gt=timezone.now() - timedelta(seconds=SILENT_SECONDS)).exists()
+    except Error:
+        return True
+    finally:
+        connection.close()
