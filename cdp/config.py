@@ -27,15 +27,20 @@ class Config:
     collector_event_bytes: int
     collector_clock_skew_seconds: float
     collector_trusted_proxies: tuple[str, ...]
+    collector_wait_seconds: float
+    log_disk_reserve_bytes: int
+    source_quota: int
     processor_batch_events: int
     processor_poll_seconds: float
     event_partition_days: int
+    processor_queue_bytes: int
     duplicate_window_days: int
+    duplicate_window_ids: int
 
 
 def load() -> Config:
     """Read the configuration; ConfigurationError names the variable that cannot be used."""
-    return Config(**_addresses(), **_collector(), **_processor())
+    return Config(**_addresses(), **_collector(), **_pressure(), **_processor())
 
 
 def _addresses() -> dict[str, Any]:
@@ -78,6 +83,21 @@ def _collector() -> dict[str, Any]:
     }
 
 
+def _pressure() -> dict[str, Any]:
+    return {
+        "collector_wait_seconds": env.seconds(
+            "COLLECTOR_WAIT_SECONDS", 86400.0, "Wait of the oldest event at which the log counts as full; 0: none does"
+        ),
+        "log_disk_reserve_bytes": 2**20
+        * env.integer(
+            "LOG_DISK_RESERVE_MB", 512, "Free MiB on the log's disk below which tracking calls get 429; 0: none"
+        ),
+        "source_quota": env.integer(
+            "SOURCE_QUOTA", 1000, "Events a second and web worker that a source may send while the log fills up"
+        ),
+    }
+
+
 def _processor() -> dict[str, Any]:
     return {
         "processor_batch_events": env.integer(
@@ -86,10 +106,19 @@ def _processor() -> dict[str, Any]:
         "processor_poll_seconds": env.seconds(
             "PROCESSOR_POLL_SECONDS", 0.05, "How long the processor waits for new log entries in one read"
         ),
+        "processor_queue_bytes": env.integer(
+            "PROCESSOR_QUEUE_BYTES", 64 * 2**20, "Bytes of events a processor reads ahead, and puts in one transaction"
+        ),
         "event_partition_days": env.integer(
             "EVENT_PARTITION_DAYS", 1, "Days of events in one table partition", minimum=1, maximum=366
         ),
         "duplicate_window_days": env.integer(
             "DUPLICATE_WINDOW_DAYS", 3, "Days in which a repeated message id is recognised", minimum=1, maximum=366
+        ),
+        "duplicate_window_ids": env.integer(
+            "DUPLICATE_WINDOW_IDS",
+            500_000_000,
+            "Message ids that are recognised at the most; the older ones go first, though their days are not over",
+            minimum=1,
         ),
     }

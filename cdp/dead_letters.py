@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connection
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, encode_entry, partition_of
@@ -22,8 +23,11 @@ from martech.lib.errors import PermanentError
 # A group is counted up to here: beyond, the exact number helps nobody and costs a scan.
 COUNT_CAP = 10_000
 REPLAY_LIMIT = 10_000
-# Bytes in one append: an event that is too large may have a whole request's 4 MiB.
+# Letters and bytes in one append: an event that is too large may have a whole request's 4 MiB.
+REPLAY_LETTERS = 500
 REPLAY_BYTES = 2 * 2**20
+# A letter that was given back and not processed in this time may be given back again.
+REPLAY_PATIENCE = timedelta(minutes=10)
 SHOWN_BYTES = 256 * 2**10
 
 # Steps from group to group along the index (status, reason, source), then counts each one up to the cap.
@@ -53,6 +57,20 @@ CROSS JOIN LATERAL (
     ORDER BY id DESC LIMIT 1
 ) AS newest
 ORDER BY groups.status, counted.number DESC, groups.reason, source.name
+"""
+# `attempts` tells a letter that is new still from one that was put aside again meanwhile. Locked in order, as the
+# processor does.
+_MARK = """
+UPDATE cdp_deadletter AS letter SET
+    status = CASE WHEN letter.status = 'new' AND letter.attempts = given.attempts
+        THEN 'replaying' ELSE letter.status END,
+    replayed_at = given.now
+FROM (
+    SELECT locked.id, known.attempts, %s::timestamptz AS now
+    FROM unnest(%s::bigint[], %s::int[]) AS known (id, attempts) JOIN cdp_deadletter AS locked USING (id)
+    ORDER BY locked.id FOR UPDATE OF locked
+) AS given
+WHERE letter.id = given.id
 """
 
 
@@ -131,40 +149,71 @@ def payload_of(letter: DeadLetter) -> Payload:
     return Payload(readable, True, truncated)
 
 
-def new_letters(
-    *, ids: Sequence[int] | None = None, reason: str = "", source_id: int | None = None
+def matching(
+    *,
+    ids: Sequence[int] | None = None,
+    reason: str = "",
+    source_id: int | None = None,
+    message_id: str = "",
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> QuerySet[DeadLetter]:
-    """Return the letters that can be replayed, of all those asked for."""
-    letters = DeadLetter.objects.filter(status=DeadLetter.Status.NEW)
-    if ids is not None:
-        letters = letters.filter(pk__in=list(ids))
-    if reason:
-        letters = letters.filter(reason=reason)
-    if source_id is not None:
-        letters = letters.filter(source_id=source_id)
-    return letters
+    """Return the letters of all these; they were received at `since` or later, and before `until`."""
+    wanted = {
+        "pk__in": None if ids is None else list(ids),
+        "reason": reason or None,
+        "source_id": source_id,
+        "message_id": message_id or None,
+        "received_at__gte": since,
+        "received_at__lt": until,
+    }
+    return DeadLetter.objects.filter(**{name: value for name, value in wanted.items() if value is not None})
 
 
-def replay(letters: QuerySet[DeadLetter], *, limit: int = REPLAY_LIMIT, dry_run: bool = False) -> Replayed:
-    """Give up to `limit` new letters, oldest first, back to the log as they came, and mark them replayed.
+def replayable(letters: QuerySet[DeadLetter]) -> QuerySet[DeadLetter]:
+    """Keep the letters that can be replayed: new ones, and those whose replay has not arrived for long."""
+    lost = Q(status=DeadLetter.Status.REPLAYING, replayed_at__lt=clock.now() - REPLAY_PATIENCE)
+    return letters.filter(Q(status=DeadLetter.Status.NEW) | lost)
 
-    The append comes first, outside of any transaction: a crash after it lets a letter be replayed twice, which its
-    message id makes harmless. LogUnavailable and LogFull leave the rest as it was.
+
+def is_replayable(letter: DeadLetter) -> bool:
+    """Return whether a letter can be replayed now."""
+    return replayable(DeadLetter.objects.filter(pk=letter.pk)).exists()
+
+
+def replay(
+    letters: QuerySet[DeadLetter], *, limit: int = REPLAY_LIMIT, progress: Callable[[int], None] | None = None
+) -> Replayed:
+    """Give up to `limit` replayable letters, oldest first, back to the log as they came, and mark them replaying.
+
+    Their processing settles them, in its own transaction. The append comes first, outside of any transaction: a
+    crash after it lets a letter be given back twice, which its message id makes harmless. LogUnavailable and LogFull
+    leave the rest as it was. `progress` is told how many more were given back.
     """
-    ids = list(letters.order_by("pk").values_list("pk", flat=True)[: limit + 1])
-    matched, more = ids[:limit], len(ids) > limit
-    replayed = 0 if dry_run else sum(_give_back(chunk) for chunk in _chunks(matched))
+    matched, more = first_ids(letters, limit)
+    replayed = 0
+    for chunk in portions(matched):
+        given = _give_back(chunk)
+        replayed += given
+        if progress:
+            progress(given)
     return Replayed(len(matched), replayed, more)
 
 
-def _chunks(ids: Sequence[int]) -> Iterator[list[DeadLetter]]:
-    """Read letters in portions of bounded size."""
+def first_ids(letters: QuerySet[DeadLetter], limit: int) -> tuple[list[int], bool]:
+    """Return the ids of the oldest `limit` letters that can be replayed, and whether there are more."""
+    ids = list(replayable(letters).order_by("pk").values_list("pk", flat=True)[: limit + 1])
+    return ids[:limit], len(ids) > limit
+
+
+def portions(ids: Sequence[int], *, most: int = REPLAY_LETTERS) -> Iterator[list[DeadLetter]]:
+    """Read letters in portions of bounded size and number."""
     chunk: list[DeadLetter] = []
     size = 0
     for letter in DeadLetter.objects.filter(pk__in=ids).order_by("pk").iterator(chunk_size=20):
         chunk.append(letter)
         size += len(letter.delivery)
-        if size > REPLAY_BYTES:
+        if size > REPLAY_BYTES or len(chunk) == most:
             yield chunk
             chunk, size = [], 0
     if chunk:
@@ -174,11 +223,18 @@ def _chunks(ids: Sequence[int]) -> Iterator[list[DeadLetter]]:
 def _give_back(letters: Sequence[DeadLetter]) -> int:
     entries = []
     for letter in letters:
-        delivery = delivery_of(letter)
+        delivery = msgspec.structs.replace(delivery_of(letter), letter_id=letter.pk)
         entries.append((_partition(letter, delivery), encode_entry(Entry([delivery]))))
     async_to_sync(_append)(entries)
-    given = DeadLetter.objects.filter(pk__in=[letter.pk for letter in letters], status=DeadLetter.Status.NEW)
-    return given.update(status=DeadLetter.Status.REPLAYED, replayed_at=clock.now())
+    _mark(letters)
+    return len(letters)
+
+
+def _mark(letters: Sequence[DeadLetter]) -> None:
+    """Note when letters were given back; where the processor was quicker, what it made of them stays."""
+    values: list[Any] = [clock.now(), [letter.pk for letter in letters], [letter.attempts for letter in letters]]
+    with connection.cursor() as cursor:
+        cursor.execute(_MARK, values)
 
 
 def _partition(letter: DeadLetter, delivery: Delivery) -> int:

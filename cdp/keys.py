@@ -105,7 +105,7 @@ def publish_keys() -> int:
 
 
 def _table() -> dict[Any, bytes]:
-    sources = Source.objects.filter(enabled=True).only("id", "kind", "rules", "write_key")
+    sources = Source.objects.filter(enabled=True).only("id", "kind", "rules", "quota", "write_key")
     keys = ApiKey.objects.filter(revoked_at=None).only("id", "scopes", "expires_at", "key_hash")
     return {
         **{published.hash_key(source.write_key): _row(_write_key(source)) for source in sources},
@@ -114,7 +114,7 @@ def _table() -> dict[Any, bytes]:
 
 
 def _write_key(source: Source) -> published.WriteKey:
-    return published.WriteKey(source_id=source.pk, source_kind=source.kind, rules=source.rules)
+    return published.WriteKey(source_id=source.pk, source_kind=source.kind, rules=source.rules, quota=source.quota)
 
 
 def _api_key(key: ApiKey) -> published.ApiKey:

@@ -1,9 +1,10 @@
 """A profile as readers get it: one JSON document, from the cache first and PostgreSQL behind it.
 
 Plain Python without Django: the collector serves it, the processor writes it, Django builds the same.
-Cache keys: `i:{namespace}:{value}` → profile id, `p:{id}` → document after its epoch, `at:{partition}` →
-the position whose effects the cache shows, `epoch` → a number that a processor raises when it starts after
-a crash, so that entries which may be older than the truth count for nothing.
+Cache keys: `i:{namespace}:{value}` → profile id, `p:{id}` → document after its epoch and version (of a merged one
+no document), `at:{partition}` → the position whose effects the cache shows, `epoch` → a number that a processor
+raises when it starts or takes over from a dead one, so that entries which may be older than the truth count for
+nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -29,6 +30,26 @@ EPOCH_KEY = "epoch"
 # How long a document that a reader put there stays: the processor's own are always newer.
 FILLED_SECONDS = 60
 POLL_SECONDS = 0.01
+# A connection that broke unnoticed answers nothing, and would have readers wait for ever.
+DATABASE_SECONDS = 4.0
+# A younger change may not be on PostgreSQL's disk, and a crash would take it back: three times the most that
+# its `wal_writer_delay` can be. The processor itself puts changes into the cache as soon as they are.
+SETTLED = timedelta(seconds=30)
+# A merged profile must not come back by a processor that comes late with what it was before.
+MERGED_SECONDS = 3600
+LATEST = 2**53 - 1
+# Documents written by one call of the script, during which the cache answers nobody: about a millisecond.
+TOGETHER = 500
+# Two processors may change one profile, and the later change may come here first: the newer document stays.
+WRITE = """
+for number, key in ipairs(KEYS) do
+    local value, version = ARGV[2 * number + 1], tonumber(ARGV[2 * number])
+    local epoch, before = string.match(redis.call('GETRANGE', key, 0, 40), '^(%d+) (%d+) ')
+    if epoch ~= ARGV[1] or tonumber(before) < version then
+        redis.call('SET', key, value)
+    end
+end
+"""
 _encode = msgspec.json.Encoder().encode
 _AWAY = (redis.exceptions.RedisError, OSError)
 
@@ -105,8 +126,10 @@ class ProfileCache:
         self._epoch: bytes | None = None
 
     def start_epoch(self) -> None:
-        """Make every older entry count for nothing; called when a processor starts."""
+        """Make every older entry count for nothing; called when a processor starts, or takes over from a dead one."""
         try:
+            # Never a number that entries had before the cache was emptied.
+            self._redis.set(EPOCH_KEY, time.time_ns() // 1_000_000, nx=True)
             self._epoch = str(self._redis.incr(EPOCH_KEY)).encode()
         except _AWAY:
             self._epoch = None
@@ -119,27 +142,31 @@ class ProfileCache:
 
     def write(
         self,
-        documents: Iterable[tuple[UUID, bytes]],
+        documents: Iterable[tuple[UUID, int, bytes]],
         identifiers: Iterable[tuple[Identifier, UUID]],
         gone: Iterable[UUID],
         positions: dict[int, str],
     ) -> bool:
-        """Write documents, pointers and positions in one round trip; False when the cache was away.
+        """Write (profile, version, document), pointers and positions in one round trip; False when the cache was away.
 
         After a failure the next success starts a new epoch first, since older entries may be behind.
         """
         try:
             self._renew()
-            prefix = (self._epoch or b"") + b" "
-            values: dict[str, bytes | str] = {f"p:{profile_id}": prefix + body for profile_id, body in documents}
-            values |= {f"i:{identifier}": str(profile_id) for identifier, profile_id in identifiers}
-            values |= {f"at:{partition}": position for partition, position in positions.items()}
+            epoch = self._epoch or b""
             pipeline = self._redis.pipeline(transaction=False)
-            # One command for all: a command each took as long as writing the rows. The server evicts, so none expires.
-            pipeline.mset(values)
-            stale = [f"p:{profile_id}" for profile_id in gone]
-            if stale:
-                pipeline.delete(*stale)
+            # One command for many: a command each took as long as writing the rows. The server evicts, so none expires.
+            entries = [(f"p:{one}", version, b"%b %d %b" % (epoch, version, body)) for one, version, body in documents]
+            for start in range(0, len(entries), TOGETHER):
+                part = entries[start : start + TOGETHER]
+                values = [value for _, version, entry in part for value in (version, entry)]
+                pipeline.eval(WRITE, len(part), *(key for key, _, _ in part), epoch, *values)
+            for profile_id in gone:
+                pipeline.set(f"p:{profile_id}", b"%b %d " % (epoch, LATEST), ex=MERGED_SECONDS)
+            pointers = {f"i:{identifier}": str(profile_id) for identifier, profile_id in identifiers}
+            pointers |= {f"at:{partition}": position for partition, position in positions.items()}
+            if pointers:
+                pipeline.mset(pointers)
             pipeline.execute()
             return True
         except _AWAY:
@@ -220,20 +247,21 @@ class ProfileReader:
             row = await self._row(where, values)
             while row is not None and row[-1] is not None:
                 row = await self._row("WHERE p.id = %s", [row[-1]])
-        except (psycopg.OperationalError, PoolTimeout) as error:
+        except (psycopg.OperationalError, PoolTimeout, TimeoutError) as error:
             raise ProfilesUnavailable(f"The database does not answer: {error}. Try again.", retry_after=1) from error
         except psycopg.DataError:
             return None
         if row is None:
             return None
         body = from_row(row)
-        if epoch is not None:
-            await self._fill(row[0], body, epoch, pointer)
+        as_of, updated_at = row[5], row[7]
+        if epoch is not None and as_of - updated_at >= SETTLED:
+            await self._fill(row[0], b"%b %d %b" % (epoch, row[4], body), pointer)
         return body
 
     async def _row(self, where: str, values: list[Any]) -> Sequence[Any] | None:
         pool = await self._opened()
-        async with pool.connection(timeout=2) as connection:
+        async with asyncio.timeout(DATABASE_SECONDS), pool.connection(timeout=2) as connection:
             cursor = await connection.execute((SELECT + where).encode(), values)
             return await cursor.fetchone()
 
@@ -245,10 +273,10 @@ class ProfileReader:
             await self._pool.open()
         return self._pool
 
-    async def _fill(self, profile_id: UUID, body: bytes, epoch: bytes, pointer: str) -> None:
+    async def _fill(self, profile_id: UUID, entry: bytes, pointer: str) -> None:
         """Put a document that was read into the cache, unless the processor was quicker."""
         try:
-            await self._redis.set(f"p:{profile_id}", epoch + b" " + body, ex=FILLED_SECONDS, nx=True)
+            await self._redis.set(f"p:{profile_id}", entry, ex=FILLED_SECONDS, nx=True)
             if pointer:
                 await self._redis.set(pointer, str(profile_id), ex=FILLED_SECONDS, nx=True)
         except _AWAY:
@@ -276,12 +304,12 @@ class ProfileReader:
             pass
         try:
             return await self._checkpoints(partitions)
-        except (psycopg.OperationalError, PoolTimeout) as error:
+        except (psycopg.OperationalError, PoolTimeout, TimeoutError) as error:
             raise ProfilesUnavailable(f"The database does not answer: {error}. Try again.", retry_after=1) from error
 
     async def _checkpoints(self, partitions: list[int]) -> dict[int, str]:
         pool = await self._opened()
-        async with pool.connection(timeout=2) as connection:
+        async with asyncio.timeout(DATABASE_SECONDS), pool.connection(timeout=2) as connection:
             cursor = await connection.execute(
                 "SELECT partition, position FROM (SELECT DISTINCT ON (partition) partition, position"
                 " FROM cdp_checkpoint WHERE partition = ANY(%s) ORDER BY partition, updated_at DESC) newest",
@@ -300,8 +328,8 @@ def _current(cached: bytes | None, epoch: bytes | None) -> bytes | None:
     """Return the document of a cache entry of the current epoch."""
     if cached is None or epoch is None:
         return None
-    written, _, body = cached.partition(b" ")
-    return body if written == epoch else None
+    written, _, body = cached.split(b" ", 2)
+    return body if written == epoch and body else None
 
 
 def _holds(body: bytes, namespace: str, value: str) -> bool:

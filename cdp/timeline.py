@@ -104,10 +104,11 @@ def of_profile(
 
 def decoded(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of a page with what the sender said as Python data, as text where Python cannot read it."""
-    return row | {name: _data(row[name]) for name in JSON_COLUMNS}
+    return row | {name: data(row[name]) for name in JSON_COLUMNS}
 
 
-def _data(text: str) -> Any:
+def data(text: str) -> Any:
+    """Return JSON as Python data, as text where Python cannot read it."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):  # numbers of more digits, nesting deeper than Python goes

@@ -3,7 +3,7 @@
 from django.urls import path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from cdp.api import api_keys, dead_letters, definitions, profiles, sources
+from cdp.api import api_keys, dead_letters, definitions, profiles, sources, trace
 
 # An identifier's value may hold anything, slashes too: the longer addresses come first.
 urlpatterns = [
@@ -22,6 +22,7 @@ urlpatterns = [
     path("dead-letters/summary", dead_letters.Summary.as_view()),
     path("dead-letters/replay", dead_letters.Replay.as_view()),
     path("dead-letters/<int:letter_id>", dead_letters.DeadLetterDetail.as_view()),
+    path("trace/<path:message_id>", trace.Trace.as_view()),
     path("openapi.json", SpectacularJSONAPIView.as_view(), name="openapi"),
     path("docs", SpectacularSwaggerView.as_view(url_name="openapi"), name="docs"),
 ]

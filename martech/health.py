@@ -124,6 +124,16 @@ def _of_database(found: vitals.Database) -> Iterator[Metric]:
     )
     yield _gauge("martech_log_partitions_owned", "Log partitions that a living processor holds", "", {"": found.owned})
     yield _gauge("martech_dead_letters_new", "Dead letters nobody replayed, up to 10,000", "", {"": found.dead_letters})
+    waits = {one.process: one for one in found.lock_waits}
+    yield _gauge("martech_database_lock_waits", "Sessions that wait for a lock now, by kind of process", "process",
+                 {name: one.sessions for name, one in waits.items()})  # fmt: skip
+    yield _gauge("martech_database_lock_wait_seconds", "The longest of these waits so far", "process",
+                 {name: one.seconds for name, one in waits.items()})  # fmt: skip
+    if found.duplicates is not None:
+        yield _gauge("martech_duplicate_window_seconds", "How far back repeated messages are recognised", "",
+                     {"": found.duplicates.seconds})  # fmt: skip
+        yield _gauge("martech_duplicate_ids", "Message ids that are remembered and sealed", "",
+                     {"": found.duplicates.ids})  # fmt: skip
     if found.heartbeat is not None:
         heartbeat = {"": found.heartbeat}
         yield _gauge("martech_heartbeat_age_seconds", "Time since beat and worker last showed life", "", heartbeat)

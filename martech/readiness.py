@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cdp.collector import pressure
 from martech.lib.errors import MartechError
 from martech.vitals import Database, Vitals
 
@@ -52,7 +53,9 @@ def _words(error: Exception) -> str:
 def _log(vitals: Vitals) -> Part:
     if isinstance(vitals.log, Exception):
         return Part("log", DOWN, f"{_words(vitals.log)} Tracking calls get 503. See LOG_URL.", needed=True)
-    return Part("log", OK, vitals.log, needed=True)
+    filling = "" if isinstance(vitals.load, Exception) else pressure.explain(vitals.load)
+    # Degraded even when nothing is taken: profiles are read, and senders had better see our 429 than a proxy's 503.
+    return Part("log", DEGRADED if filling else OK, filling or vitals.log, needed=True)
 
 
 def _keys(vitals: Vitals) -> Part:
@@ -81,6 +84,8 @@ def _processor(vitals: Vitals, partitions: int) -> Part:
     if not found.checkpoints:
         never = "No processor has ever run: events wait in the log. Start `manage.py process_events`."
         return Part("processor", DOWN, never, needed=True)
+    if found.halted:
+        return Part("processor", DOWN, f"It is halted, and events wait in the log: {found.halted}")
     if found.owned < partitions:
         idle = f"{partitions - found.owned} of {partitions} log partitions have no processor: their events wait."
         return Part("processor", DEGRADED, f"{idle} Start `manage.py process_events`.", needed=True)

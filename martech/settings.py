@@ -73,6 +73,9 @@ TEMPLATES = [
 ]
 
 
+PROCESS = env.text("MARTECH_PROCESS", "command", "What this process is called in PostgreSQL; `make up` sets it")
+
+
 def _database(url: str) -> dict:
     """Django's settings for a PostgreSQL address; the address may name a Unix socket as `?host=`."""
     import psycopg.conninfo
@@ -85,7 +88,7 @@ def _database(url: str) -> dict:
         "PASSWORD": parts.pop("password", ""),
         "HOST": parts.pop("host", ""),
         "PORT": str(parts.pop("port", "")),
-        "OPTIONS": {"pool": {"min_size": 0, "max_size": 8}, **parts},
+        "OPTIONS": {"pool": {"min_size": 0, "max_size": 8}, "application_name": f"martech-{PROCESS}", **parts},
     }
 
 

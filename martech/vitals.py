@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +16,10 @@ from django.conf import settings
 from django.db import connection
 
 from cdp import task_locks
-from cdp.collector import keys
-from cdp.engines.local import LOCK_CLASS
+from cdp.collector import keys, pressure
+from cdp.engines.leases import ALIVE, PROCESSORS
 from cdp.log import open_log
+from cdp.log.base import Load
 from martech.lib.errors import RetryableError
 
 T = TypeVar("T")
@@ -26,6 +28,11 @@ SECONDS = 0.8
 # Where nobody answers, threads end by themselves after this.
 GIVE_UP = 2.0
 DEAD_LETTERS_COUNTED = 10_000
+_OWNED = f"""
+SELECT count(*) FROM cdp_checkpoint AS checkpoint WHERE owner IN
+(SELECT processor.id FROM {PROCESSORS} WHERE {ALIVE} AND processor.log = checkpoint.log) OR log = %s
+"""  # noqa: S608 - constants of ours
+_HALTED = f"SELECT coalesce((SELECT max(halted) FROM {PROCESSORS} WHERE {ALIVE}), %s)"  # noqa: S608 - the same
 HEARTBEAT = "cdp.tasks.heartbeat"
 
 
@@ -44,9 +51,27 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class LockWaits:
+    """How many sessions of a kind of process wait for a lock, and how long the longest of them, in seconds."""
+
+    process: str
+    sessions: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """How far back repeated messages are recognised, in seconds, and how many ids of sealed generations that is."""
+
+    seconds: float
+    ids: int
+
+
+@dataclass(frozen=True, slots=True)
 class Database:
     """What PostgreSQL knows. `owned` counts the log partitions that a living processor holds.
 
+    `halted` is why a processor stands still, "" where none does.
     `heartbeat` is the age of the last completed heartbeat of beat and worker in seconds, None for none yet;
     `running` counts the tasks that a living worker runs.
     """
@@ -57,15 +82,22 @@ class Database:
     owned: int
     dead_letters: int
     heartbeat: float | None
-    running: int
+    halted: str = ""
+    lock_waits: list[LockWaits] = field(default_factory=list)
+    duplicates: Duplicates | None = None
+    running: int = 0
 
 
 @dataclass(slots=True)
 class Vitals:
-    """What each part answered, or the error in its place. `lags` are entries by partition."""
+    """What each part answered, or the error in its place.
+
+    `load` is how full the log is by cause, see `cdp.collector.pressure.ratios`; `lags` are entries by partition.
+    """
 
     database: Database | Exception
     log: str | Exception
+    load: dict[str, float] | Exception
     keys: bool | Exception
     queues: dict[str, int] | Exception
     cache: bool | Exception
@@ -76,7 +108,8 @@ def gather(seconds: float = SECONDS) -> Vitals:
     """Ask all parts at once, for `seconds` at the most."""
     deadline = time.monotonic() + seconds
     readers: dict[str, Callable[[], Any]] = {
-        "database": read_database, "log": read_log, "keys": read_keys, "queues": read_queues, "cache": read_cache
+        "database": read_database, "log": read_log, "load": read_load, "keys": read_keys, "queues": read_queues,
+        "cache": read_cache,
     }  # fmt: skip
     asked = {name: _pool().submit(reader) for name, reader in readers.items()}
     vitals = Vitals(**{name: _answer(future, deadline) for name, future in asked.items()})
@@ -113,15 +146,18 @@ def read_database() -> Database:
     ) as own:
         unapplied = _unapplied(own)
         if unapplied:
-            return Database(own.info.server_version // 10000, unapplied, {}, 0, 0, None, 0)
+            return Database(own.info.server_version // 10000, unapplied, {}, 0, 0, None)
         return Database(
-            version=own.info.server_version // 10000,
-            unapplied=[],
-            checkpoints=_checkpoints(own),
-            owned=_locks(own, LOCK_CLASS),
-            dead_letters=_dead_letters(own),
-            heartbeat=_heartbeat(own),
-            running=_locks(own, task_locks.LOCK_CLASS),
+            own.info.server_version // 10000,
+            [],
+            _checkpoints(own),
+            _owned(own),
+            _dead_letters(own),
+            _heartbeat(own),
+            _halted(own),
+            _lock_waits(own),
+            _duplicates(own),
+            _running(own),
         )
 
 
@@ -148,12 +184,38 @@ def _checkpoints(own: psycopg.Connection[Any]) -> dict[int, Checkpoint]:
     return {partition: Checkpoint(position, max(0.0, age)) for partition, position, age in rows}
 
 
-def _locks(own: psycopg.Connection[Any], lock_class: int) -> int:
+def _owned(own: psycopg.Connection[Any]) -> int:
+    return _value(own, _OWNED, "")
+
+
+def _halted(own: psycopg.Connection[Any]) -> str:
+    return _value(own, _HALTED, "")
+
+
+def _lock_waits(own: psycopg.Connection[Any]) -> list[LockWaits]:
+    rows = own.execute(
+        "SELECT split_part(application_name, '-', 2), count(DISTINCT pid)::int,"
+        " max(extract(epoch FROM clock_timestamp() - coalesce(waitstart, clock_timestamp())))::float"
+        " FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND application_name LIKE 'martech-%' GROUP BY 1"
+    ).fetchall()
+    return [LockWaits(*row) for row in rows]
+
+
+def _duplicates(own: psycopg.Connection[Any]) -> Duplicates | None:
+    row = own.execute(
+        "SELECT extract(epoch FROM clock_timestamp() - min(opened_at))::float, coalesce(sum(keys), 0)::bigint"
+        " FROM cdp_duplicategeneration HAVING count(*) > 0"
+    ).fetchone()
+    return Duplicates(*row) if row else None
+
+
+def _running(own: psycopg.Connection[Any]) -> int:
     return _value(
         own,
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objsubid = 2 AND granted"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-        lock_class,
+        task_locks.LOCK_CLASS,
     )
 
 
@@ -186,6 +248,20 @@ def read_log() -> str:
         log.check()
         return log.name
     finally:
+        log.close()
+
+
+def read_load() -> dict[str, float]:
+    """Return by cause how full the log is, from 0 to 1."""
+    return pressure.ratios(asyncio.run(_load()), settings.CONFIG.collector_wait_seconds)
+
+
+async def _load() -> Load:
+    log = open_log(settings.CONFIG.log_url, partitions=settings.CONFIG.log_partitions)
+    try:
+        return await log.load(disk_reserve=settings.CONFIG.log_disk_reserve_bytes)
+    finally:
+        await log.aclose()
         log.close()
 
 

@@ -32,10 +32,23 @@ def append(log, payloads):
     return asyncio.run(run())
 
 
+def load(log, *, disk_reserve=0):
+    """Return how full a log is."""
+
+    async def run():
+        try:
+            return await log.load(disk_reserve=disk_reserve)
+        finally:
+            await log.aclose()
+
+    return asyncio.run(run())
+
+
 class Core:
     """The core over one connection, and looks at what it wrote."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
         self.writer = psycopg.connect(url, autocommit=True)
         self.pipeline = Pipeline()
@@ -53,18 +66,21 @@ class Core:
 
     def apply(self, *messages, source=1, received_us=None, **delivery):
         """Send messages through the core as one batch and return what it did."""
-        now_us = clock.now_us()
-        delivery = Delivery(
-            source, received_us or now_us, delivery.get("ip", ""), delivery.get("context", b""), b"", []
-        )
-        arrivals = [
-            arrive(Event("", "", 0, one if isinstance(one, bytes) else json.dumps(one).encode()), delivery)
-            for one in messages
-        ]
+        arrivals = self.arrivals(*messages, source=source, received_us=received_us, **delivery)
         with self.writer.transaction():
-            applied = self.pipeline.apply(self.writer, arrivals, now_us=now_us)
+            applied = self.pipeline.apply(self.writer, arrivals)
         self.pipeline.remember(applied)
         return applied
+
+    def arrivals(self, *messages, source=1, received_us=None, **delivery):
+        """Return messages as they come from the log."""
+        given = Delivery(
+            source, received_us or clock.now_us(), delivery.get("ip", ""), delivery.get("context", b""), b"", []
+        )
+        return [
+            arrive(Event("", "", 0, one if isinstance(one, bytes) else json.dumps(one).encode()), given)
+            for one in messages
+        ]
 
     def rows(self, query, *values):
         """Return the rows of a query as dicts."""

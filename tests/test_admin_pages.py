@@ -24,6 +24,7 @@ LISTS = {
     "cdp_deadletter": {"viewer", "operator", "admin"},
     "cdp_identitydecision": {"viewer", "operator", "admin"},
     "cdp_traitdefinition": {"viewer", "operator", "admin"},
+    "cdp_event": {"viewer", "operator", "admin"},
     "cdp_checkpoint": {"viewer", "operator", "admin"},
     "cdp_taskrun": {"viewer", "operator", "admin"},
     "cdp_apikey": {"admin"},

@@ -29,6 +29,14 @@ def test_an_operator_makes_a_source(client):
     assert (source.name, source.kind, source.enabled, source.rules) == ("shop", "browser", True, {})
 
 
+def test_a_quota_is_set_and_taken_away(client, shop):
+    client.force_login(make_user("operator"))
+    for given, kept in (("250", 250), ("", None)):
+        body = {"name": "shop", "kind": "server", "enabled": "on", "rules": "{}", "quota": given}
+        assert client.post(page_of(shop), body).status_code == 302
+        assert Source.objects.get().quota == kept
+
+
 def test_unsound_rules_are_refused_with_the_reason(client):
     client.force_login(make_user("operator"))
     answer = client.post(

@@ -77,6 +77,7 @@ def test_an_expired_key_is_401(client):
         ("get", "/v1/profiles", "profiles:read"),
         ("get", "/v1/traits", "profiles:read"),
         ("get", "/v1/identity-decisions", "profiles:read"),
+        ("get", "/v1/trace/m-1", "profiles:read"),
         ("get", "/v1/sources", "sources:read"),
         ("post", "/v1/sources", "sources:write"),
         ("get", "/v1/api-keys", "keys:write"),

@@ -1,6 +1,7 @@
 """Dead letters by REST: looking at them, and giving them back to the log."""
 
 from contextlib import closing
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -12,7 +13,8 @@ from cdp import dead_letters
 from cdp.log import open_log
 from cdp.log.base import decode_entry
 from cdp.models import DeadLetter
-from tests.factories import make_api_key, make_dead_letter, make_source, make_user
+from martech.lib import clock
+from tests.factories import NOON, make_api_key, make_dead_letter, make_source, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -65,6 +67,7 @@ def test_a_dead_letter_answers_with_what_the_sender_sent(get, shop):
         "received_at": "2026-11-01T12:00:00Z",
         "created_at": "2026-11-01T12:00:00Z",
         "replayed_at": None,
+        "attempts": 0,
         "payload": '{\n  "type": "track",\n  "n": 1\n}',
         "payload_json": {"type": "track", "n": 1},
         "truncated": False,
@@ -137,13 +140,33 @@ def test_replay_gives_the_letters_back_as_they_came(replay, shop, arrivals):
     letters = [make_dead_letter(shop, body=b'{"n": %d}' % number, log_partition=5) for number in range(3)]
     answer = replay(ids=[letter.pk for letter in letters[:2]])
     assert (answer.status_code, answer.json()) == (200, {"matched": 2, "replayed": 2, "more": False})
-    assert [(partition, msgspec.msgpack.encode(delivery)) for partition, delivery in arrivals()] == [
-        (5, letters[0].delivery),
-        (5, letters[1].delivery),
+    assert arrivals() == [
+        (5, msgspec.structs.replace(dead_letters.delivery_of(letter), letter_id=letter.pk)) for letter in letters[:2]
     ]
     rows = DeadLetter.objects.order_by("pk").values_list("status", flat=True)
-    assert list(rows) == ["replayed", "replayed", "new"]
+    assert list(rows) == ["replaying", "replaying", "new"]
     assert DeadLetter.objects.get(pk=letters[0].pk).replayed_at is not None
+
+
+def test_a_letter_that_is_on_its_way_is_left_alone_for_ten_minutes(replay, shop, arrivals):
+    letter = make_dead_letter(shop)
+    replay(ids=[letter.pk])
+    DeadLetter.objects.update(replayed_at=clock.now() - timedelta(minutes=9))
+    assert replay(ids=[letter.pk]).json()["replayed"] == 0
+    DeadLetter.objects.update(replayed_at=clock.now() - timedelta(minutes=11))
+    assert replay(ids=[letter.pk]).json()["replayed"] == 1
+    assert DeadLetter.objects.get().replayed_at > clock.now() - timedelta(minutes=1)
+    assert len(arrivals()) == 2
+
+
+def test_a_processor_that_is_quicker_than_the_replay_has_the_last_word(shop):
+    stored, refused, _ = letters = [make_dead_letter(shop) for _ in range(3)]
+    DeadLetter.objects.filter(pk=stored.pk).update(status="replayed")
+    DeadLetter.objects.filter(pk=refused.pk).update(attempts=1, reason="poison")
+    assert dead_letters._give_back(letters) == 3
+    rows = DeadLetter.objects.order_by("pk")
+    assert [row.status for row in rows] == ["replayed", "new", "replaying"]
+    assert all(row.replayed_at for row in rows)
 
 
 def test_a_letter_is_replayed_once(replay, shop, arrivals):
@@ -160,12 +183,29 @@ def test_replay_by_reason_and_source(replay, shop, arrivals):
     make_dead_letter(shop, reason="missing_id")
     assert replay(reason="too_large", source="shop").json()["replayed"] == 1
     assert [delivery.source_id for _partition, delivery in arrivals()] == [shop.pk]
-    assert DeadLetter.objects.get(status="replayed").pk == wanted.pk
+    assert DeadLetter.objects.get(status="replaying").pk == wanted.pk
 
 
-def test_a_dry_run_only_counts(replay, shop, arrivals):
-    make_dead_letter(shop, reason="too_large")
-    assert replay(reason="too_large", dry_run=True).json() == {"matched": 1, "replayed": 0, "more": False}
+def test_lists_and_replays_are_filtered_by_message_and_time(get, replay, shop, arrivals):
+    early = make_dead_letter(shop, message_id="m-1", received_at=NOON - timedelta(hours=1))
+    late = make_dead_letter(shop, message_id="m-2")
+
+    def ids(**query):
+        return [row["id"] for row in get("/v1/dead-letters", **query).json()["results"]]
+
+    noon = NOON.isoformat()
+    assert (ids(message_id="m-1"), ids(since=noon), ids(until=noon)) == ([early.pk], [late.pk], [early.pk])
+    assert replay(until=noon).json()["replayed"] == 1
+    assert replay(since=noon, message_id="m-1").json()["matched"] == 0
+    assert [row.status for row in DeadLetter.objects.order_by("pk")] == ["replaying", "new"]
+    assert len(arrivals()) == 1
+
+
+def test_a_dry_run_says_what_would_become_of_them(replay, shop, arrivals):
+    make_dead_letter(shop, reason="too_large", body=b'{"type":"page","userId":"u1"}')
+    assert replay(reason="too_large", dry_run=True).json() == {
+        "matched": 1, "would_store": 1, "would_repeat": 0, "would_reject": {}, "more": False,
+    }  # fmt: skip
     assert arrivals() == []
     assert DeadLetter.objects.get().status == "new"
 
@@ -173,14 +213,14 @@ def test_a_dry_run_only_counts(replay, shop, arrivals):
 def test_a_replay_of_everything_must_be_meant(replay):
     response = replay()
     assert response.status_code == 400
-    assert response.json()["message"] == "Say which: `ids`, `reason` or `source`."
+    assert response.json()["message"] == "Say which: `ids`, `reason`, `source`, `message_id`, `since`, `until`."
 
 
 def test_a_replay_that_stops_at_its_limit_says_so(shop, arrivals):
     for _ in range(3):
         make_dead_letter(shop)
-    assert dead_letters.replay(dead_letters.new_letters(), limit=2) == dead_letters.Replayed(2, 2, True)
-    assert dead_letters.replay(dead_letters.new_letters(), limit=2) == dead_letters.Replayed(1, 1, False)
+    assert dead_letters.replay(dead_letters.matching(), limit=2) == dead_letters.Replayed(2, 2, True)
+    assert dead_letters.replay(dead_letters.matching(), limit=2) == dead_letters.Replayed(1, 1, False)
     assert len(arrivals()) == 3
 
 
@@ -189,15 +229,15 @@ def test_large_letters_are_appended_in_portions(shop, arrivals, monkeypatch):
     for _ in range(5):
         make_dead_letter(shop, body=b'"' + b"x" * 600 + b'"')
     with CaptureQueriesContext(connection) as captured:
-        dead_letters.replay(dead_letters.new_letters())
-    assert len([query for query in captured if query["sql"].startswith("UPDATE")]) == 3
+        dead_letters.replay(dead_letters.matching())
+    assert len([query for query in captured if query["sql"].strip().startswith("UPDATE")]) == 3
     assert len(arrivals()) == 5
 
 
 def test_a_partition_that_is_no_longer_there_is_replaced(shop, arrivals):
     make_dead_letter(shop, log_partition=4000, message_id="m-1")
     make_dead_letter(shop, log_partition=None, message_id="m-1")
-    dead_letters.replay(dead_letters.new_letters())
+    dead_letters.replay(dead_letters.matching())
     assert len({partition for partition, _delivery in arrivals()}) == 1
 
 

@@ -19,7 +19,8 @@ def call(client):
 
 
 def test_a_created_source_answers_with_its_write_key(call):
-    response = call("post", "/v1/sources", {"name": "shop", "kind": "browser", "rules": {"refused_traits": ["vip"]}})
+    rules = {"refused_traits": ["vip"]}
+    response = call("post", "/v1/sources", {"name": "shop", "kind": "browser", "rules": rules, "quota": 250})
     assert response.status_code == 201
     source = Source.objects.get()
     body = response.json()
@@ -30,9 +31,10 @@ def test_a_created_source_answers_with_its_write_key(call):
         "kind": "browser",
         "enabled": True,
         "rules": {"refused_traits": ["vip"]},
+        "quota": 250,
         "write_key": source.write_key,
     }
-    assert (source.kind, source.rules) == ("browser", {"refused_traits": ["vip"]})
+    assert (source.kind, source.rules, source.quota) == ("browser", {"refused_traits": ["vip"]}, 250)
 
 
 def test_a_source_is_renamed_switched_off_and_given_rules(call):
@@ -45,6 +47,14 @@ def test_a_source_is_renamed_switched_off_and_given_rules(call):
     assert (source.name, source.enabled, source.kind) == ("Shop", False, "mobile")
     assert source.rules == {"refused_calls": ["import"]}
     assert DefinitionVersion.objects.get().version == before + 2
+
+
+def test_a_source_is_given_a_quota_and_loses_it(call):
+    source = make_source("shop")
+    for quota in (0, 2**31 - 1, None):
+        answer = call("patch", f"/v1/sources/{source.pk}", {"quota": quota})
+        source.refresh_from_db()
+        assert (answer.status_code, answer.json()["quota"], source.quota) == (200, quota, quota)
 
 
 def test_a_source_may_be_given_its_own_name(call):
@@ -61,7 +71,13 @@ def test_a_source_may_be_given_its_own_name(call):
         ({"name": "a\0b"}, "name: Null characters are not allowed."),
         ({"name": "taken"}, "name: This field must be unique."),
         ({"name": "x", "kind": "pigeon"}, 'kind: "pigeon" is not a valid choice.'),
-        ({"name": "x", "write_key": "mine"}, "write_key: There is no such field. Known: enabled, kind, name, rules."),
+        (
+            {"name": "x", "write_key": "mine"},
+            "write_key: There is no such field. Known: enabled, kind, name, quota, rules.",
+        ),
+        ({"name": "x", "quota": -1}, "quota: Ensure this value is greater than or equal to 0."),
+        ({"name": "x", "quota": 2**31}, "quota: Ensure this value is less than or equal to 2147483647."),
+        ({"name": "x", "quota": "many"}, "quota: A valid integer is required."),
         ({"name": "x", "rules": []}, 'rules: Rules are an object, such as {"refused_traits": ["consent"]}.'),
         (
             {"name": "x", "rules": {"refuse": []}},

@@ -140,7 +140,8 @@ def test_the_table_has_the_reference_beside_the_figure():
 def test_a_short_run_measures_the_real_parts_and_leaves_nothing(tmp_path):
     before = set(Path("/tmp").glob("mb-*"))
     arguments = (
-        "--runs 1 --seconds 0.3 --people 50 --events 2000 --json --only collector-20 --only processor --only reads"
+        "--runs 1 --seconds 0.3 --people 50 --events 2000 --window 1000 --json --only collector-20 --only processor"
+        " --only dedupe --only fsync-always --only reads"
     )
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks", *arguments.split()],
@@ -148,7 +149,7 @@ def test_a_short_run_measures_the_real_parts_and_leaves_nothing(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     figures = {one["row"]: one for one in json.loads(done.stdout)["figures"]}
-    assert list(figures) == ["collector-20", "processor", "reads"]
+    assert list(figures) == ["collector-20", "processor", "dedupe", "fsync-always", "reads"]
     for one in figures.values():
         assert one["figure"] > 0
         assert one["reference"] > 0

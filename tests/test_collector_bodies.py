@@ -6,6 +6,7 @@ import zlib
 
 import pytest
 
+from cdp.collector.tracking import HELD_BYTES
 from tests.collecting import SERVER, basic, collecting
 
 pytestmark = pytest.mark.anyio
@@ -103,10 +104,29 @@ async def test_a_real_batch_of_100_large_events_passes(collector):
 
 
 async def test_bytes_that_wait_are_bounded():
-    async with collecting(collector_queue_bytes=len(BATCH)) as collector:
+    # As it came, cut into events, and what an event takes beside.
+    held = 2 * len(BATCH) + HELD_BYTES
+    async with collecting(collector_queue_bytes=held) as collector:
         assert (await collector.post("/v1/batch", BATCH)).status_code == 200
-        answer = await collector.post("/v1/batch", BATCH + b" ")
+        collector.application._room.take(1)
+        answer = await collector.post("/v1/batch", BATCH)
         assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
         assert 1 <= int(answer.headers["retry-after"]) <= 300
         # What was refused holds no room.
+        collector.application._room.give(1)
         assert (await collector.post("/v1/batch", BATCH)).status_code == 200
+        assert collector.application._room.held == 0
+
+
+async def test_what_a_body_is_decompressed_to_takes_room_too():
+    body = gzip.compress(BATCH)
+    async with collecting(collector_queue_bytes=len(body) + 2 * len(BATCH) + HELD_BYTES) as collector:
+        assert (await collector.post("/v1/batch", body, headers={"Content-Encoding": "gzip"})).status_code == 200
+        collector.application._room.take(1)
+        assert (await collector.post("/v1/batch", body, headers={"Content-Encoding": "gzip"})).status_code == 429
+
+
+async def test_what_never_fits_is_not_sent_again_and_again():
+    async with collecting(collector_queue_bytes=2 * len(BATCH) + HELD_BYTES) as collector:
+        answer = await collector.post("/v1/batch", BATCH + b" ")
+    assert (answer.status_code, answer.json()["code"]) == (413, "request_too_large")

@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 import redis
+from msgspec.structs import replace
 
+from cdp.collector.entries import ENTRY_BYTES, payloads
 from cdp.collector.flusher import Flusher
 from cdp.log.base import Delivery, Event, LogFull, LogUnavailable, decode_entry
 from cdp.log.memory import MemoryLog
@@ -145,3 +147,57 @@ async def test_a_log_that_may_lose_events_is_not_written_to():
         with pytest.raises(ConfigurationError, match="appendfsync everysec"):
             async with collecting(log_url=server.url):
                 pass
+
+
+def delivery(number, size, events=1, context=b""):
+    """Return a delivery with events of so many bytes, named for their order."""
+    found = [Event("track", f"m{number}-{one}", 0, b"%04d" % one + b"x" * (size - 4)) for one in range(events)]
+    return Delivery(number, 1, "192.0.2.7", context, b"{}", found, "00-ab-cd-01", 7)
+
+
+def entries_of(found):
+    return [decode_entry(payload).deliveries for payload in payloads(found)]
+
+
+def whole(entries):
+    """Return all events of some entries, in their order, each with the head of its delivery."""
+    return [
+        (replace(found, events=[]), event) for deliveries in entries for found in deliveries for event in found.events
+    ]
+
+
+def test_what_is_small_is_one_entry():
+    found = [delivery(number, 1000, events=10) for number in range(20)]
+    assert entries_of(found) == [found]
+
+
+def test_a_large_round_is_cut_into_entries_that_keep_order_and_heads():
+    found = [delivery(number, 1000, events=70, context=b'{"a": 1}') for number in range(20)]
+    entries = entries_of(found)
+    assert len(entries) == 7
+    assert max(map(len, payloads(found))) <= ENTRY_BYTES
+    assert whole(entries) == whole([found])
+
+
+def test_a_large_batch_is_cut_into_deliveries_with_the_same_head():
+    found = [delivery(1, 30_000, events=20)]
+    entries = entries_of(found)
+    assert [[len(one.events) for one in deliveries] for deliveries in entries] == [[8], [8], [4]]
+    assert max(map(len, payloads(found))) <= ENTRY_BYTES
+    assert whole(entries) == whole([found])
+
+
+def test_an_event_that_is_larger_than_an_entry_has_one_of_its_own():
+    found = [delivery(1, 100, events=2), delivery(2, 2 * ENTRY_BYTES), delivery(3, 100)]
+    entries = entries_of(found)
+    assert [[one.source_id for one in deliveries] for deliveries in entries] == [[1], [2], [3]]
+    assert whole(entries) == whole([found])
+
+
+async def test_a_request_is_told_the_position_of_the_last_of_its_entries():
+    log = MemoryLog(partitions=8)
+    flusher = Flusher(log, seconds=0.005)
+    flusher.start()
+    large = flusher.submit([(0, delivery(1, 30_000, events=20)), (1, delivery(1, 100))], 600_000)
+    assert await asyncio.gather(large, flusher.submit([parcel(0)], 10)) == [{0: "3", 1: "1"}] * 2
+    await flusher.stop()

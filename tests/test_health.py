@@ -22,9 +22,10 @@ from prometheus_client import REGISTRY, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from cdp import keys, tasks
-from cdp.engines.local import LOCK_CLASS, LocalEngine
+from cdp.engines.leases import Leases
+from cdp.engines.local import LocalEngine
 from cdp.log import open_log
-from cdp.models import Checkpoint, DeadLetter, TaskRun
+from cdp.models import Checkpoint, DeadLetter, DuplicateGeneration, TaskRun
 from martech import health, readiness, vitals
 from tests.factories import make_source
 
@@ -49,12 +50,10 @@ def platform(own_database, settings):
 
 def hold(processor, log):
     """Own all partitions, as an idle processor does."""
-    for partition in range(8):
-        processor.execute("SELECT pg_advisory_lock(%s, %s)", [LOCK_CLASS, partition])
-        processor.execute(
-            "INSERT INTO cdp_checkpoint (log, partition, position, events, updated_at) VALUES (%s, %s, '', 0, now())",
-            [log, partition],
-        )
+    leases = Leases(log, 8)
+    leases.register(processor)
+    leases.tend(processor)
+    processor.execute("UPDATE cdp_processor SET expires_at = now() + interval '1 day'")
 
 
 def ask(**options):
@@ -85,7 +84,7 @@ def test_a_platform_that_is_well_is_ready(platform):
 
 def test_a_running_processor_makes_the_platform_ready(platform, own_database):
     with psycopg.connect(own_database, autocommit=True) as admin:
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        admin.execute("SELECT pg_terminate_backend(backend_pid) FROM cdp_processor")
     Checkpoint.objects.all().delete()
     with closing(open_log(platform.CONFIG.log_url, partitions=8)) as log:
         engine = LocalEngine(platform.CONFIG, log, partitions=range(8))
@@ -141,6 +140,40 @@ def test_a_log_that_may_lose_events_is_not_ready(platform):
     assert "appendfsync everysec" in told["parts"]["log"]["detail"]
 
 
+MEMORY = "Let the processor catch up, or give the log's server more memory (LOG_MEMORY_MB). It opens again by itself."
+
+
+def test_a_log_that_fills_up_says_what_is_sent_away_and_why(platform):
+    with redis.Redis.from_url(platform.CONFIG.log_url) as log:
+        before = log.config_get("maxmemory")["maxmemory"]
+        try:
+            log.config_set("maxmemory", int(log.info("memory")["used_memory"] / 0.8))
+            status, told = ask()
+            log.config_set("maxmemory", 1)
+            full_status, full = ask()
+        finally:
+            log.config_set("maxmemory", before)
+    assert (status, told["status"], told["parts"]["log"]["status"]) == (200, "degraded", "degraded")
+    said = rf"Sources that send more than their quota get 429: its server's memory is \d\d% full. {re.escape(MEMORY)}"
+    assert re.fullmatch(said, told["parts"]["log"]["detail"])
+    assert (full_status, full["status"]) == (200, "degraded")
+    assert full["parts"]["log"] == {
+        "status": "degraded", "detail": f"All tracking calls get 429: its server's memory is 100% full. {MEMORY}",
+    }  # fmt: skip
+    assert ask()[1]["parts"]["log"]["status"] == "ok"
+
+
+def test_events_that_wait_for_long_are_named(platform):
+    append(platform.CONFIG, 3, 2)
+    with closing(open_log(platform.CONFIG.log_url, partitions=8)) as log:
+        log.done({3: time.time_ns() // 1000 - 20 * 3_600_000_000})
+        assert detail("log") == (
+            "Sources that send more than their quota get 429: its oldest event has waited for 83% of "
+            "COLLECTOR_WAIT_SECONDS. See why the processor does not catch up, or let events wait for longer "
+            "(COLLECTOR_WAIT_SECONDS). It opens again by itself."
+        )
+
+
 def test_migrations_that_are_missing_are_named(platform, own_database):
     with psycopg.connect(own_database, autocommit=True) as connection:
         connection.execute("DELETE FROM django_migrations WHERE app = 'cdp' AND name = '0001_initial'")
@@ -163,7 +196,7 @@ def test_before_a_processor_ever_ran_the_platform_is_not_ready(platform):
 
 def test_a_processor_that_died_is_shown_and_the_web_goes_on(platform, own_database):
     with psycopg.connect(own_database, autocommit=True) as admin:
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        admin.execute("SELECT pg_terminate_backend(backend_pid) FROM cdp_processor")
     status, told = ask()
     assert (status, told["status"], told["parts"]["processor"]["status"]) == (200, "degraded", "degraded")
     assert detail("processor").startswith("8 of 8 log partitions have no processor")
@@ -346,3 +379,26 @@ def test_the_doctor_looks_at_one_part_alone(platform):
 def test_each_part_can_be_asked_for(platform):
     parts = readiness.judge(vitals.gather(), partitions=8)
     assert tuple(part.name for part in parts) == readiness.NAMES
+
+
+def test_lock_waits_are_shown_by_process(platform, own_database):
+    with (
+        psycopg.connect(own_database) as holder,
+        psycopg.connect(own_database, application_name="martech-worker") as one,
+    ):
+        holder.execute("SELECT pg_advisory_xact_lock(1)")
+        waiting = threading.Thread(target=lambda: one.execute("SELECT pg_advisory_xact_lock(1)"))
+        waiting.start()
+        deadline = time.monotonic() + 5
+        while not (found := vitals.read_database().lock_waits) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        holder.rollback()
+        waiting.join()
+    assert [(wait.process, wait.sessions) for wait in found] == [("worker", 1)]
+    assert 0 <= found[0].seconds < 5
+
+
+def test_the_window_of_duplicates_is_stated(platform):
+    DuplicateGeneration.objects.update(opened_at=timezone.now() - timedelta(hours=2), sealed_at=timezone.now(), keys=7)
+    window = vitals.read_database().duplicates
+    assert (round(window.seconds / 60), window.ids) == (120, 7)

@@ -37,9 +37,9 @@ def test_a_source_can_send_as_soon_as_it_is_made():
 def test_sources_follow_every_change_of_their_row():
     source = keys.create_source(name="shop")
     old = source.write_key
-    source.write_key, source.rules = "wk_rotated", {"refused_calls": ["alias"]}
+    source.write_key, source.rules, source.quota = "wk_rotated", {"refused_calls": ["alias"]}, 250
     source.save()
-    row = WriteKey(source_id=source.pk, rules={"refused_calls": ["alias"]})
+    row = WriteKey(source_id=source.pk, rules={"refused_calls": ["alias"]}, quota=250)
     assert table() == {hash_key("wk_rotated"): row}
     assert hash_key(old) not in table()
     source.enabled = False

@@ -20,7 +20,7 @@ from cdp.engines.local import LocalEngine, parse_partitions
 from cdp.engines.reading import Ahead, Reader
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, encode_entry, partition_of
-from cdp.processing.store import Raced
+from cdp.processing.store import Raced, StalePosition
 from cdp.profiles import ProfileReader
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError, PermanentError
@@ -98,6 +98,9 @@ def test_a_running_engine_shows_what_was_sent_in_the_cache(config, log):
     running.start()
     try:
         token = send(log, message("identify", userId="u1", traits={"name": "Ann"}))
+        read_profile(config, "user_id", "u1", token)
+        cache = redis.Redis.from_url(config.cache_url)
+        wait_until(lambda: cache.exists("i:user_id:u1"))
         profile = read_profile(config, "user_id", "u1", token)
     finally:
         engine.stop()
@@ -106,8 +109,8 @@ def test_a_running_engine_shows_what_was_sent_in_the_cache(config, log):
     assert profile["identifiers"] == [{"namespace": "user_id", "value": "u1"}]
     assert profile["computed_traits"]["event_count"] == 1
     assert profile["version"] == 1
-    cached = redis.Redis.from_url(config.cache_url).get(f"p:{profile['id']}")
-    assert json.loads(cached.partition(b" ")[2]) == profile
+    cached = cache.get(f"p:{profile['id']}")
+    assert json.loads(cached.split(b" ", 2)[2]) == profile
 
 
 def test_without_the_cache_profiles_come_from_the_database(config, log):
@@ -146,26 +149,36 @@ def test_a_merged_profile_is_found_by_all_its_identifiers(config, log):
 def test_a_zombie_commits_nothing(config, log, core):
     send(log, message(userId="u1"), message(userId="u2"))
     zombie = engine_of(config, log)
-    with psycopg.connect(config.database_url, autocommit=True) as connection:
-        positions = zombie._take_over(connection, range(4))
-        stale = Ahead(log, positions).take(max_events=100, wait=0)
-        # The zombie sleeps; its locks are taken over by force.
-        connection.execute("SELECT pg_advisory_unlock_all()")
-        assert engine_of(config, log).drain() == 2
-        with pytest.raises(Exception, match="another process took it"):
-            zombie._commit(connection, stale)
-    assert len(core.events()) == 2
+    with zombie._connected() as connection:
+        zombie._take_over(connection)
+        stale = Ahead(log, zombie._positions()).take(max_events=100, wait=0)
+        # The zombie sleeps, heart and all, until its lease has expired; another one takes its partitions.
+        zombie.heart.stop()
+        core.connection.execute("UPDATE cdp_processor SET expires_at = now()")
+        heir = engine_of(config, log)
+        with heir._connected() as other:
+            assert heir._take_over(other) == [0, 1, 2, 3]
+            with pytest.raises(psycopg.OperationalError, match="terminating connection due to administrator command"):
+                zombie._commit(connection, stale)
+            with psycopg.connect(config.database_url, autocommit=True) as third:
+                with pytest.raises(StalePosition, match="another process took it"):
+                    zombie._commit(third, stale)
+            assert core.events() == []
+            heir.leases.leave(other)
+    assert engine_of(config, log).drain() == 2
 
 
 def test_partitions_held_by_another_processor_are_taken_when_it_lets_go(config, log, core):
     engine = engine_of(config, log)
-    with psycopg.connect(config.database_url, autocommit=True) as other:
-        assert sorted(engine_of(config, log, [0, 1])._take_over(other, [0, 1])) == [0, 1]
+    first = engine_of(config, log, [0, 1])
+    with first._connected() as other:
+        assert first._take_over(other) == [0, 1]
         running = threading.Thread(target=engine.run)
         running.start()
         send(log, *[message(userId=f"u{number}") for number in range(40)])
         theirs = sum(partition_of(f"user_id:u{number}", 4) in (0, 1) for number in range(40))
         wait_until(lambda: len(core.events()) == 40 - theirs)
+        first.leases.leave(other)
     wait_until(lambda: len(core.events()) == 40)
     engine.stop()
     running.join(10)
@@ -191,6 +204,22 @@ def test_a_batch_takes_whole_entries_from_every_partition_in_turn(log):
     assert sum(sizes) == 48
     assert len(sizes) > 2
     assert all(order == list(range(6)) for order in numbers.values())
+
+
+def test_what_is_read_ahead_is_bounded_in_bytes(config):
+    memory = open_log("memory:", partitions=1)
+    large = encode_entry(Entry([Delivery(1, 0, "", b"", b"", [Event("", "", 0, b"x" * 100_000)])]))
+    small = encode_entry(Entry([Delivery(1, 0, "", b"", b"", [Event("", "", 0, b"{}")])]))
+    append(memory, [(0, large)] * 20 + [(0, small)] * 300)
+    ahead = Ahead(memory, {0: ""}, queue_bytes=300_000)
+    sizes = []
+    while (batch := ahead.take(max_events=1000, wait=0)).positions:
+        held = sum(len(stored.payload) for stored in ahead._pending[0])
+        sizes.append((len(batch.arrivals), held))
+    # The first read takes one entry, since nothing is known of their size; then as many as fit.
+    assert sizes[:5] == [(1, 0), (2, 0), (2, 0), (2, 0), (2, 0)]
+    # What is small again is read in ever larger portions.
+    assert [count for count, _ in sizes[-5:]] == [11, 23, 47, 96, 115]
 
 
 def test_processed_entries_are_trimmed_and_the_checkpoint_is_kept(config, log):
@@ -293,3 +322,30 @@ def test_an_identifier_that_its_profile_does_not_list_is_waited_for_and_not_spun
     wait_until(lambda: len(core.events()) == 2)
     engine.stop()
     running.join(10)
+
+
+def test_the_log_is_told_how_far_processing_is(config, log, core):
+    def waited():
+        async def ask():
+            # As a web process that has just started: it has not seen the log empty itself.
+            fresh = open_log(config.log_url, partitions=4)
+            try:
+                return (await fresh.load(disk_reserve=0)).waiting
+            finally:
+                await fresh.aclose()
+                fresh.close()
+
+        return asyncio.run(ask())
+
+    engine = engine_of(config, log)
+    running = threading.Thread(target=engine.run)
+    running.start()
+    send(log, message(userId="u1"))
+    wait_until(lambda: redis.Redis.from_url(config.log_url).hlen("martech:log:done") == 4)
+    assert engine.keeper.waiting_us > clock.now_us() - 5_000_000
+    engine.stop()
+    running.join(10)
+    time.sleep(1)
+    assert waited() == 0
+    send(log, message(userId="u1"))
+    assert 1 < waited() < 10

@@ -8,7 +8,19 @@ import pytest
 import redis
 
 from cdp.log import open_log
-from cdp.log.base import Delivery, Entry, Event, LogTruncated, LogUnavailable, decode_entry, encode_entry, partition_of
+from cdp.log.base import (
+    Delivery,
+    Entry,
+    Event,
+    Load,
+    LogTruncated,
+    LogUnavailable,
+    Waits,
+    decode_entry,
+    encode_entry,
+    partition_of,
+)
+from martech.lib import clock
 from martech.lib.errors import ConfigurationError, PermanentError
 from tests import platform
 
@@ -104,6 +116,53 @@ def test_a_waiting_reader_wakes_up_when_an_entry_comes(log):
     assert time.monotonic() - started < 4
 
 
+def load(log, disk_reserve=0):
+    return platform.load(log, disk_reserve=disk_reserve)
+
+
+def waiting(log):
+    """Return how long the log's oldest event waits, in whole seconds."""
+    return round(load(log).waiting)
+
+
+def test_the_oldest_wait_is_of_what_came_after_the_last_that_was_done(log):
+    hour_ago, minute_ago = clock.now_us() - 3_600_000_000, clock.now_us() - 60_000_000
+    positions = append(log, (0, b"a"), (0, b"b"), (1, b"x"), (1, b"y"))
+    assert waiting(log) == 0  # Nobody said how far it is.
+    log.done({0: hour_ago, 1: minute_ago, 2: 0})
+    assert waiting(log) == 3600
+    log.done({0: minute_ago})
+    assert waiting(log) == 60
+    # Only the checkpoint's own entries are left: nothing waits.
+    log.trim(0, positions[1])
+    log.trim(1, positions[3])
+    assert waiting(log) == 0
+    # What comes now has not waited since the last time that something was done.
+    append(log, (0, b"c"))
+    assert waiting(log) == 0
+
+
+def test_a_wait_starts_when_the_partition_was_last_seen_empty():
+    waits, second = Waits(), 1_000_000
+    assert waits.oldest({0: 9}, {}, 100 * second) == 0.0
+    assert waits.oldest({0: 9, 1: 2}, {0: 90 * second, 1: 40 * second}, 100 * second) == 60.0
+    assert waits.oldest({0: 1}, {0: 90 * second}, 200 * second) == 0.0
+    assert waits.oldest({0: 2}, {0: 90 * second}, 230 * second) == 30.0
+    # A clock that was set back.
+    assert waits.oldest({0: 2}, {0: 90 * second}, 10 * second) == 0.0
+
+
+def test_a_log_without_a_ceiling_is_never_full(log):
+    if log.url == "memory:":
+        assert load(log, disk_reserve=2**60) == Load()
+        return
+    with redis.Redis.from_url(log.url) as server:
+        before = server.config_get("maxmemory")["maxmemory"]
+        server.config_set("maxmemory", 0)
+        assert load(log) == Load()
+        server.config_set("maxmemory", before)
+
+
 def test_a_second_log_on_the_same_server_has_the_same_name(log):
     if log.url == "memory:":
         pytest.skip("a memory log is its process's own")
@@ -134,6 +193,10 @@ def test_a_log_that_is_away_says_so():
         append(away, (0, b"a"))
     with pytest.raises(LogUnavailable):
         away.read({0: ""}, limit=1, wait=0)
+    with pytest.raises(LogUnavailable):
+        away.done({0: 1})
+    with pytest.raises(LogUnavailable):
+        load(away)
 
 
 def test_an_unknown_kind_of_log_lists_the_known_ones():

@@ -26,7 +26,7 @@ def get(client):
 def process(*deliveries):
     """Take deliveries through the core, in the transaction of the test."""
     arrivals = [arrive(event, delivery, 1, "1-0") for delivery in deliveries for event in delivery.events]
-    return Pipeline().apply(connection.connection, arrivals, now_us=clock.now_us())
+    return Pipeline().apply(connection.connection, arrivals)
 
 
 def send(source, *messages):
@@ -88,6 +88,7 @@ def test_a_refused_event_is_replayed_after_the_rules_were_mended_and_counts_once
     for entry in entries:
         process(*decode_entry(entry.payload).deliveries)
     assert len(entries) == 2
+    assert [(row["id"], row["status"]) for row in get("/v1/dead-letters")["results"]] == [(letter.pk, "replayed")]
     assert [row["message_id"] for row in get("/v1/profiles/user_id:user-1/events")["results"]] == ["m-1"]
     assert get("/v1/profiles/user_id:user-1")["computed_traits"]["event_count"] == 1
 

@@ -13,7 +13,8 @@ from django.views.decorators.http import require_POST
 from unfold.contrib.filters.admin import RadioFilter, RelatedDropdownFilter
 from unfold.decorators import display
 
-from cdp import dead_letters, masking
+from cdp import dead_letters, masking, rehearsal
+from cdp.admin import trace
 from cdp.admin.base import Records, context_of
 from cdp.models import DeadLetter
 from martech.lib.errors import MartechError
@@ -28,7 +29,7 @@ class StatusFilter(RadioFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """Return the choices."""
-        return [("new", "New"), ("replayed", "Replayed"), ("any", "All")]
+        return [("new", "New"), ("replaying", "Replaying"), ("replayed", "Replayed"), ("any", "All")]
 
     def value(self) -> str:
         """Return the chosen status; new ones without a choice."""
@@ -58,7 +59,7 @@ class ReasonFilter(RadioFilter):
 class DeadLetterAdmin(Records):
     """What could not be processed."""
 
-    list_display = ["received_at", "reason_shown", "source", "detail", "message_id", "status_label"]
+    list_display = ["received_at", "reason_shown", "source", "detail", "message_id", "attempts", "status_label"]
     list_display_links = ["received_at"]
     list_filter = [StatusFilter, ReasonFilter, ("source", RelatedDropdownFilter)]
     list_filter_submit = True
@@ -73,7 +74,7 @@ class DeadLetterAdmin(Records):
         """Show the reason as a label."""
         return letter.reason
 
-    @display(description="Status", label={"new": "danger", "replayed": "success"})
+    @display(description="Status", label={"new": "danger", "replaying": "warning", "replayed": "success"})
     def status_label(self, letter: DeadLetter) -> str:
         """Show the status as a label."""
         return letter.status
@@ -92,10 +93,10 @@ class DeadLetterAdmin(Records):
         return super().changelist_view(request, (extra_context or {}) | more)
 
     @admin.action(description="Replay", permissions=["replay"])
-    def replay_selected(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> None:
-        """Give the selected letters back to the log."""
+    def replay_selected(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> HttpResponse:
+        """Ask whether to give the selected letters back to the log."""
         ids = list(queryset.values_list("pk", flat=True)[: dead_letters.REPLAY_LIMIT])
-        self._replay(request, dead_letters.new_letters(ids=ids))
+        return self._rehearse(request, dead_letters.matching(ids=ids), {"ids": ",".join(map(str, ids))})
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -111,8 +112,9 @@ class DeadLetterAdmin(Records):
             title=str(letter),
             original=letter,
             letter=letter,
+            trace=trace.address(letter.message_id),
             payload=None if hidden else dead_letters.payload_of(letter),
-            may_replay=self.has_replay_permission(request),
+            may_replay=self.has_replay_permission(request) and dead_letters.is_replayable(letter),
         )
         return TemplateResponse(request, "cdp/dead_letter.html", context)
 
@@ -122,18 +124,26 @@ class DeadLetterAdmin(Records):
         return [path("replay/", replay, name="cdp_deadletter_replay"), *super().get_urls()]
 
     def replay_view(self, request: HttpRequest) -> HttpResponse:
-        """Replay one letter (`id`) or all new ones of a `reason` and `source_id`."""
+        """Replay letters (`ids`) or all of a `reason` and `source_id`: first show what would become of them."""
         if not self.has_replay_permission(request):
             return HttpResponse(status=403)
-        given = request.POST
-        if given.get("id", "").isdecimal():
-            letters = dead_letters.new_letters(ids=[int(given["id"])])
-        elif given.get("reason") and given.get("source_id", "").isdecimal():
-            letters = dead_letters.new_letters(reason=given["reason"], source_id=int(given["source_id"]))
-        else:
+        fields = {name: request.POST[name] for name in ("ids", "reason", "source_id") if request.POST.get(name)}
+        letters = _named(fields)
+        if letters is None:
             return HttpResponse(status=400)
-        self._replay(request, letters)
-        return HttpResponseRedirect(reverse("admin:cdp_deadletter_changelist"))
+        if "confirmed" in request.POST:
+            self._replay(request, letters)
+            return HttpResponseRedirect(reverse("admin:cdp_deadletter_changelist"))
+        return self._rehearse(request, letters, fields)
+
+    def _rehearse(self, request: HttpRequest, letters: QuerySet[DeadLetter], fields: dict[str, str]) -> HttpResponse:
+        try:
+            found = rehearsal.rehearse(letters)
+        except MartechError as error:
+            self.message_user(request, error.message, messages.ERROR)
+            return HttpResponseRedirect(reverse("admin:cdp_deadletter_changelist"))
+        context = context_of(self, request, title="Replay dead letters", found=found, fields=fields)
+        return TemplateResponse(request, "cdp/dead_letter_replay.html", context)
 
     def _replay(self, request: HttpRequest, letters: QuerySet[DeadLetter]) -> None:
         try:
@@ -144,3 +154,13 @@ class DeadLetterAdmin(Records):
         more = " There are more: replay again." if done.more else ""
         what = "1 dead letter" if done.replayed == 1 else f"{done.replayed} dead letters"
         self.message_user(request, f"{what} given back to the log.{more}", messages.SUCCESS)
+
+
+def _named(fields: dict[str, str]) -> QuerySet[DeadLetter] | None:
+    """Return the letters that a form names, None where it names none."""
+    ids = fields.get("ids", "").split(",")
+    if all(number.isdecimal() and len(number) < 19 for number in ids):
+        return dead_letters.matching(ids=[int(number) for number in ids])
+    if "ids" not in fields and "reason" in fields and fields.get("source_id", "").isdecimal():
+        return dead_letters.matching(reason=fields["reason"], source_id=int(fields["source_id"]))
+    return None

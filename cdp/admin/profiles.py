@@ -19,6 +19,7 @@ from django.utils.html import format_html, format_html_join
 from unfold.decorators import display
 
 from cdp import lookup, masking, timeline
+from cdp.admin import trace
 from cdp.admin.base import Records, context_of
 from cdp.api import lists
 from cdp.models import Identifier, IdentityDecision, Profile
@@ -34,12 +35,13 @@ COLOURS = {"track": "success", "identify": "info", "page": "", "screen": "", "gr
 
 
 class Entry(NamedTuple):
-    """An event of the timeline, ready to show; `body` is JSON that people can read."""
+    """An event of the timeline, ready to show; `body` is JSON that people can read, `trace` where it is followed."""
 
     event: dict[str, Any]
     title: str
     colour: str
     body: str
+    trace: str
 
 
 class Trait(NamedTuple):
@@ -199,4 +201,4 @@ def _entry(event: dict[str, Any]) -> Entry:
         body = json.dumps(shown, indent=2, ensure_ascii=False)
     except RecursionError:
         body = json.dumps(shown | {"properties": "…", "context": "…"}, indent=2, ensure_ascii=False)
-    return Entry(event, title, COLOURS.get(event["event_type"], ""), body)
+    return Entry(event, title, COLOURS.get(event["event_type"], ""), body, trace.address(event["message_id"]))

@@ -50,6 +50,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "items": [
                 _list("Sources", "input", "source"),
                 _list("Dead letters", "report", "deadletter"),
+                _list("Trace an event", "route", "event"),
                 _list("Checkpoints", "flag", "checkpoint"),
             ],
         },

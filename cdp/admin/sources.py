@@ -25,7 +25,7 @@ class SourceForm(forms.ModelForm):
 
     class Meta:
         model = Source
-        fields = ["name", "kind", "enabled", "rules"]
+        fields = ["name", "kind", "enabled", "rules", "quota"]
         widgets = {"rules": UnfoldAdminTextareaWidget(attrs={"rows": 3})}
 
     def clean_rules(self) -> dict[str, list[str]]:
@@ -64,7 +64,7 @@ class SourceAdmin(Page):
     def get_fields(self, request: HttpRequest, obj: Source | None = None) -> list[str]:
         """Show the write key to those who may change sources."""
         key = ["write_key_shown"] if obj and self.has_change_permission(request, obj) else []
-        return ["name", "kind", "enabled", "rules", *key, *(["created_at"] if obj else [])]
+        return ["name", "kind", "enabled", "rules", "quota", *key, *(["created_at"] if obj else [])]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Source | None = None) -> list[str]:
         """Let keys and times be read only."""

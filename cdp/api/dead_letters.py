@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from cdp import dead_letters, masking
+from cdp import dead_letters, masking, rehearsal
 from cdp.api import lists
 from cdp.api.access import masks
 from cdp.models import DeadLetter, Source
 
 READ = {"GET": "dead_letters:read"}
+FILTERS = ("reason", "source", "message_id", "since", "until")
 
 
 class SourceName(serializers.SlugRelatedField):
@@ -36,6 +38,7 @@ class DeadLetterSerializer(serializers.ModelSerializer):
         model = DeadLetter
         fields = [
             "id", "status", "reason", "detail", "source", "message_id", "received_at", "created_at", "replayed_at",
+            "attempts",
         ]  # fmt: skip
 
 
@@ -50,12 +53,20 @@ class DeadLetterDetailSerializer(DeadLetterSerializer):
         fields = [*DeadLetterSerializer.Meta.fields, "payload", "payload_json", "truncated"]
 
 
-class DeadLettersQuery(lists.ListQuery):
+class LetterFilter(lists.Query):
+    """Which dead letters are meant."""
+
+    reason = serializers.CharField(required=False, default="", allow_blank=True)
+    source = SourceName(required=False, default=None, allow_null=True, help_text="Its name")  # type: ignore[assignment]
+    message_id = serializers.CharField(required=False, default="", allow_blank=True, trim_whitespace=False)
+    since = serializers.DateTimeField(required=False, default=None, allow_null=True, help_text="Received then or later")
+    until = serializers.DateTimeField(required=False, default=None, allow_null=True, help_text="Received before")
+
+
+class DeadLettersQuery(LetterFilter, lists.ListQuery):
     """What the list of dead letters takes."""
 
     status = serializers.ChoiceField(choices=DeadLetter.Status.choices, required=False, default="")
-    reason = serializers.CharField(required=False, default="")
-    source = SourceName(required=False, default=None, help_text="Its name")  # type: ignore[assignment]
 
 
 class GroupSerializer(serializers.Serializer):
@@ -75,27 +86,54 @@ class SummarySerializer(serializers.Serializer):
     results = GroupSerializer(many=True)
 
 
-class ReplayInput(lists.Query):
-    """Which dead letters to replay: those of `ids`, or all new ones of a reason, a source or both."""
+class ReplayInput(LetterFilter):
+    """Which dead letters to replay: those of which all of this is true."""
 
     ids = serializers.ListField(child=serializers.IntegerField(min_value=1, max_value=2**63 - 1), required=False)
-    reason = serializers.CharField(required=False, default="", allow_blank=True)
-    source = SourceName(required=False, default=None, allow_null=True, help_text="Its name")  # type: ignore[assignment]
-    dry_run = serializers.BooleanField(required=False, default=False, help_text="Only say how many there are")
+    dry_run = serializers.BooleanField(required=False, default=False, help_text="Only say what would become of them")
 
     def validate(self, given: dict[str, Any]) -> dict[str, Any]:
         """Refuse an empty wish: everything at once is hardly ever meant."""
-        if "ids" not in given and not given["reason"] and given["source"] is None:
-            raise serializers.ValidationError("Say which: `ids`, `reason` or `source`.")
+        if "ids" not in given and not any(given[name] for name in FILTERS):
+            raise serializers.ValidationError(f"Say which: `ids`, {', '.join(f'`{name}`' for name in FILTERS)}.")
         return given
 
 
 class ReplayedSerializer(serializers.Serializer):
     """How a replay went."""
 
-    matched = serializers.IntegerField(help_text=f"New letters found, {dead_letters.REPLAY_LIMIT} at the most")
+    matched = serializers.IntegerField(help_text=f"Letters found, {dead_letters.REPLAY_LIMIT} at the most")
     replayed = serializers.IntegerField(help_text="Letters given back to the log")
     more = serializers.BooleanField(help_text="There are more: ask again")
+
+
+class RehearsalSerializer(serializers.Serializer):
+    """What a replay would do, asked with `dry_run`."""
+
+    matched = serializers.IntegerField(help_text=f"Letters found, {dead_letters.REPLAY_LIMIT} at the most")
+    would_store = serializers.IntegerField(help_text="Events that would be stored")
+    would_repeat = serializers.IntegerField(help_text="Events that are stored already, and would be dropped")
+    would_reject = serializers.DictField(
+        child=serializers.IntegerField(), help_text="Events that would be put aside again, by reason"
+    )
+    more = serializers.BooleanField(help_text="There are more than were tried")
+
+
+ReplayAnswer = PolymorphicProxySerializer(
+    component_name="ReplayAnswer", serializers=[ReplayedSerializer, RehearsalSerializer], resource_type_field_name=None
+)
+
+
+def _matching(given: dict[str, Any]) -> QuerySet[DeadLetter]:
+    source = given["source"]
+    return dead_letters.matching(
+        ids=given.get("ids"),
+        reason=given["reason"],
+        source_id=source.pk if source else None,
+        message_id=given["message_id"],
+        since=given["since"],
+        until=given["until"],
+    )
 
 
 def _shown(letter: DeadLetter, *, masked: bool) -> dict[str, Any]:
@@ -117,8 +155,9 @@ class DeadLetters(APIView):
     def get(self, request: Request) -> Response:
         """List dead letters, newest first."""
         query, masked = lists.read(request, DeadLettersQuery), masks(request)
-        wanted = {name: query[name] for name in ("status", "reason", "source") if query[name]}
-        letters = DeadLetter.objects.filter(**wanted).select_related("source").defer("delivery")
+        letters = _matching(query).select_related("source").defer("delivery")
+        if query["status"]:
+            letters = letters.filter(status=query["status"])
         return lists.by_id(request, letters, query, lambda letter: _shown(letter, masked=masked))
 
 
@@ -160,12 +199,11 @@ class Replay(APIView):
 
     scopes = {"POST": "dead_letters:write"}
 
-    @extend_schema(operation_id="replay_dead_letters", request=ReplayInput, responses=ReplayedSerializer)
+    @extend_schema(operation_id="replay_dead_letters", request=ReplayInput, responses=ReplayAnswer)
     def post(self, request: Request) -> Response:
-        """Give new dead letters back to the log, to be processed as if they came now."""
+        """Give dead letters back to the log, or say with `dry_run` what would become of them."""
         given = lists.body(request, ReplayInput)
-        source = given["source"]
-        letters = dead_letters.new_letters(
-            ids=given.get("ids"), reason=given["reason"], source_id=source.pk if source else None
-        )
-        return Response(ReplayedSerializer(dead_letters.replay(letters, dry_run=given["dry_run"])).data)
+        letters = _matching(given)
+        if given["dry_run"]:
+            return Response(RehearsalSerializer(rehearsal.rehearse(letters)).data)
+        return Response(ReplayedSerializer(dead_letters.replay(letters)).data)

@@ -39,6 +39,10 @@ class SourceInput(lists.Query):
     name = serializers.CharField(max_length=128, validators=[UniqueValidator(Source.objects.all())])
     kind = serializers.ChoiceField(choices=Source.Kind.choices, required=False, help_text="How far it is believed")
     enabled = serializers.BooleanField(required=False)
+    quota = serializers.IntegerField(
+        min_value=0, max_value=2**31 - 1, allow_null=True, required=False,
+        help_text="Events a second and web worker it may still send while the log fills up; null: SOURCE_QUOTA",
+    )  # fmt: skip
     rules = RulesField(required=False, help_text=f"Overrides of its kind: lists of texts named {', '.join(RULES)}")
 
 
@@ -49,7 +53,7 @@ class SourceSerializer(serializers.ModelSerializer):
 
     class Meta:
         model = Source
-        fields = ["id", "name", "kind", "enabled", "rules", "write_key", "created_at"]
+        fields = ["id", "name", "kind", "enabled", "rules", "quota", "write_key", "created_at"]
 
     def to_representation(self, instance: Source) -> dict[str, Any]:
         """Leave the write key out for those who may not see it."""
@@ -91,7 +95,7 @@ class SourceDetail(APIView):
 
     @extend_schema(operation_id="change_source", request=SourceInput(partial=True), responses=SourceSerializer)
     def patch(self, request: Request, source_id: int) -> Response:
-        """Rename a source, switch it on or off, change its kind or rules."""
+        """Rename a source, switch it on or off, change its kind, rules or quota."""
         source = get_object_or_404(Source, pk=source_id)
         change(source, lists.body(request, SourceInput, instance=source))
         return Response(shown(request)(source))

@@ -24,8 +24,11 @@ CORS: list[Header] = [
 PREFLIGHT: list[Header] = [
     *CORS,
     (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-    # RudderStack's browser SDK sends AnonymousId.
-    (b"access-control-allow-headers", b"Authorization, Content-Type, Content-Encoding, X-Retry-Count, AnonymousId"),
+    # RudderStack's browser SDK sends AnonymousId, pages that trace their requests traceparent.
+    (
+        b"access-control-allow-headers",
+        b"Authorization, Content-Type, Content-Encoding, X-Retry-Count, AnonymousId, traceparent",
+    ),
     (b"access-control-max-age", b"86400"),
 ]
 LONGEST_RETRY = 300

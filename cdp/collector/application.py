@@ -20,6 +20,7 @@ from cdp.collector.answers import OPTIONS, SUCCESS, Answer, Refused, Send, answe
 from cdp.collector.bodies import Body, Disconnected, Receive, Room
 from cdp.collector.flusher import Flusher
 from cdp.collector.keys import KeysUnavailable, KeyTable, WriteKey, keys_url
+from cdp.collector.pressure import Pressure, explain
 from cdp.collector.tracking import CALLS, Tracking
 from cdp.config import Config
 from cdp.log import open_log
@@ -49,11 +50,13 @@ class Collector:
         self._room = Room(config.collector_queue_bytes)
         self._proxies = Proxies(config.collector_trusted_proxies)
         self._flusher = Flusher(log, seconds=config.collector_flush_seconds)
+        self._pressure = Pressure(config, log)
         self._tracking = Tracking(
             config,
             partitions=log.partitions,
             keys=keys,
             flusher=self._flusher,
+            pressure=self._pressure,
             room=self._room,
             proxies=self._proxies,
         )
@@ -152,7 +155,9 @@ class Collector:
             raise Refused(503, error.code, error.message) from error
         if not self._keys.filled:
             raise Refused(503, KeysUnavailable.code, "The key store was never filled: is the web process or beat up?")
-        return answer(200, msgspec.json.encode({"status": "ready"}))
+        why = explain(self._pressure.found)
+        told = {"status": "degraded", "detail": why} if why else {"status": "ready"}
+        return answer(200, msgspec.json.encode(told))
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -178,10 +183,12 @@ class Collector:
             log.warning("%s Until then tracking calls are answered 503.", error.message)
         await self._keys.start()
         self._flusher.start()
+        self._pressure.start()
         try:
             yield
         finally:
             await self._flusher.stop()
+            await self._pressure.stop()
             await self._keys.stop()
             await self._profiles.aclose()
             await self._log.aclose()

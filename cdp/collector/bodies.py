@@ -31,7 +31,10 @@ class QueueFull(RetryableError):
 
 
 class Room:
-    """The bytes that all requests of this process hold, from their arrival to their answer."""
+    """The bytes that all requests of this process hold, from their arrival to their answer.
+
+    These are their bodies as they came, decompressed, and cut into events: what waits for the log in the flusher.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -58,9 +61,12 @@ class Body:
         self._taken = 0
         self._data = b""
 
-    def _hold(self, data: bytes) -> None:
-        self._room.take(len(data))
-        self._taken += len(data)
+    def hold(self, size: int) -> None:
+        """Take room for `size` bytes more until the request is answered; 429 where there is none, 413 for good."""
+        if self._taken + size > self._room.limit:
+            raise Refused(413, "request_too_large", "This many events never fit in at once. Send smaller batches.")
+        self._room.take(size)
+        self._taken += size
 
     def release(self) -> None:
         """Give back the room; called once the request is answered."""
@@ -69,11 +75,9 @@ class Body:
 
     async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
         """Return the whole body, decompressed; Refused (400, 413, 415, 429, 503) where it can't be taken."""
-        length = headers.get(b"content-length", b"")
-        expected = int(length) if length.isdigit() else -1
+        expected = _expected(headers)
         if expected > self._limit:
-            if headers.get(b"expect", b"").lower() != b"100-continue":
-                await _drain(receive, expected)
+            await pass_over(receive, headers)
             raise self._too_large()
         message = await receive()
         if message["type"] != "http.request":
@@ -83,7 +87,7 @@ class Body:
         if message.get("more_body") and len(data) != expected:
             data = await self._rest(receive, data)
         else:
-            self._hold(data)
+            self.hold(len(data))
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         return data if encoding in {b"identity", b""} else self._inflated(data, encoding)
 
@@ -102,7 +106,7 @@ class Body:
                 size += len(chunk)
                 if size > self._limit:
                     raise self._too_large()
-                self._hold(chunk)
+                self.hold(len(chunk))
                 if not more:
                     return b"".join(chunks)
                 message = await receive()
@@ -126,7 +130,7 @@ class Body:
             ) from error
         if len(inflated) > self._limit:
             raise self._too_large()
-        self._hold(inflated)
+        self.hold(len(inflated))
         return inflated
 
     def _too_large(self) -> Refused:
@@ -153,6 +157,17 @@ def _inflate(data: bytes, window: int, limit: int) -> bytes:
         if not data:
             return whole
     raise zlib.error("it has too many members")
+
+
+def _expected(headers: Mapping[bytes, bytes]) -> int:
+    length = headers.get(b"content-length", b"")
+    return int(length) if length.isdigit() else -1
+
+
+async def pass_over(receive: Receive, headers: Mapping[bytes, bytes]) -> None:
+    """Read a body that is refused unseen and keep nothing of it; a client that asked first has not sent it."""
+    if headers.get(b"expect", b"").lower() != b"100-continue":
+        await _drain(receive, _expected(headers))
 
 
 async def _drain(receive: Receive, expected: int) -> None:

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from cdp.collector import metrics
-from cdp.log.base import Delivery, Entry, Log, LogUnavailable, encode_entry
+from cdp.collector.entries import payloads
+from cdp.log.base import Delivery, Log, LogUnavailable
 from martech.lib.errors import RetryableError
 
 # A round that has gathered this much is appended at once, and takes no more.
@@ -93,7 +94,7 @@ class Flusher:
             await self._flush(self._rounds.popleft())
 
     async def _flush(self, now: _Round) -> None:
-        entries = [(partition, encode_entry(Entry(found))) for partition, found in now.deliveries.items()]
+        entries = [(partition, payload) for partition, found in now.deliveries.items() for payload in payloads(found)]
         outcome = await self._append(entries)
         for waiting in now.waiting:
             if not waiting.done():  # Its request was cancelled.
@@ -114,4 +115,5 @@ class Flusher:
             return LogUnavailable(f"The log cannot be written ({type(error).__name__}). Send again.", retry_after=5)
         metrics.FLUSH_SECONDS.observe(time.perf_counter() - started)
         metrics.FLUSH_BYTES.observe(sum(len(payload) for _, payload in entries))
+        # The last entry of a partition wins: whoever waits for its position has all events before it, too.
         return {partition: position for (partition, _), position in zip(entries, positions, strict=True)}

@@ -46,11 +46,12 @@ class KeysUnavailable(RetryableError):
 
 
 class WriteKey(msgspec.Struct, frozen=True, tag_field="kind", tag="write"):
-    """A source's key."""
+    """A source's key. `quota` is in events a second, None for that of the settings."""
 
     source_id: int
     source_kind: str = "server"
     rules: dict[str, Any] = {}
+    quota: int | None = None
 
     @property
     def public(self) -> bool:
@@ -117,6 +118,7 @@ class KeyTable:
             retry=Retry(NoBackoff(), 1),
         )
         self._keys: dict[str, Key] = {}
+        self._quotas: dict[int, int | None] = {}
         self._memo: dict[bytes | str, Key] = {}
         self._published: bytes | None = None
         self._away = False
@@ -153,6 +155,10 @@ class KeyTable:
         """Return what `key` is where memory knows it."""
         known = self._memo.get(key)
         return known if known is not None else self._remember(key, key)
+
+    def quota(self, source_id: int) -> int | None:
+        """Return a source's quota where it has one of its own."""
+        return self._quotas.get(source_id)
 
     def _remember(self, spelling: bytes | str, key: str) -> Key | None:
         found = self._keys.get(hash_key(key))
@@ -245,5 +251,6 @@ class KeyTable:
         if published is None:
             return
         self._keys = {digest.decode(): _decode(row) for digest, row in rows.items()}
+        self._quotas = {key.source_id: key.quota for key in self._keys.values() if isinstance(key, WriteKey)}
         self._memo = {}
         self._published = published

@@ -5,6 +5,7 @@ Events stay the bytes they came as; only their heads are read here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ _OBJECT = (b"", b"{")
 PLAIN_BYTES = 4000
 # Every body this process may take in parses to fewer; each costs memory and a dead letter.
 MOST_EVENTS = 100_000
+# W3C Trace Context, version 00; ids of zeros alone name nothing.
+_TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Head(msgspec.Struct, rename="camel", gc=False):
@@ -81,7 +84,10 @@ class Item(msgspec.Struct, gc=False):
 
 
 class Request(msgspec.Struct, gc=False):
-    """What holds for all events of a request. Times are microseconds; `kind` is "" for batches."""
+    """What holds for all events of a request. Times are microseconds; `kind` is "" for batches.
+
+    `trace` is its W3C trace context, or "".
+    """
 
     kind: str
     received_us: int
@@ -89,6 +95,7 @@ class Request(msgspec.Struct, gc=False):
     context: bytes = b""
     integrations: bytes = b""
     skew_us: int = 0
+    trace: str = ""
 
 
 class Sender(msgspec.Struct, gc=False, frozen=True):
@@ -103,6 +110,11 @@ _head = msgspec.json.Decoder(Head).decode
 _context = msgspec.json.Decoder(_Context).decode
 _traits = msgspec.json.Decoder(_Traits).decode
 _envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+def read_trace(header: bytes) -> str:
+    """Return a request's `traceparent`, "" where it is none."""
+    return header.decode() if _TRACEPARENT.fullmatch(header) else ""
 
 
 def read_batch(body: bytes) -> Batch:
@@ -222,8 +234,9 @@ def parcels(
         delivery = found.get(key)
         if delivery is None:
             found[key] = Delivery(
-                sender.source_id, request.received_us, ip, request.context, request.integrations, [event]
-            )
+                sender.source_id, request.received_us, ip, request.context, request.integrations, [event],
+                request.trace,
+            )  # fmt: skip
         else:
             delivery.events.append(event)
     return [(key[0], delivery) for key, delivery in found.items()]

@@ -11,6 +11,17 @@ EVENTS = Counter("martech_collector_events_total", "Events made durable in the l
 UNATTRIBUTED = Counter(
     "martech_collector_unattributed_events_total", "Items of accepted batches whose own write key is unknown"
 )
+SHED_EVENTS = Counter(
+    "martech_collector_shed_events_total", "Events sent away as beyond a quota while the log fills up, by source id",
+    ["source"],
+)  # fmt: skip
+SHED_REQUESTS = Counter(
+    "martech_collector_shed_requests_total", "Tracking calls sent away unread since the log is almost full"
+)
+LOAD = Gauge(
+    "martech_log_load_ratio", "How full the log is by its memory, its disk and its oldest event's wait; 1 is full",
+    ["of"], multiprocess_mode="livemax",
+)  # fmt: skip
 SDK_METRICS = Counter("martech_collector_sdk_metrics_total", "Reports of SDKs about themselves, dropped")
 DURATION = Histogram(
     "martech_collector_request_seconds",
@@ -47,3 +58,15 @@ def duration(endpoint: str) -> Histogram:
 def events(source_id: int) -> Counter:
     """Return the counter of a source's events."""
     return EVENTS.labels(str(source_id))
+
+
+@cache
+def shed(source_id: int) -> Counter:
+    """Return the counter of what a source was not let send."""
+    return SHED_EVENTS.labels(str(source_id))
+
+
+@cache
+def load(cause: str) -> Gauge:
+    """Return the gauge of one of the things that fill the log."""
+    return LOAD.labels(cause)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from cdp.collector import metrics
 from cdp.collector.addresses import Proxies
 from cdp.collector.answers import SUCCESS, SUCCESS_BODY, Answer, Refused, answer, other_method
-from cdp.collector.bodies import Body, Receive, Room
+from cdp.collector.bodies import Body, Receive, Room, pass_over
 from cdp.collector.flusher import Flusher, Parcel, Positions
 from cdp.collector.keys import KeyTable, WriteKey, basic_user
 from cdp.collector.messages import (
@@ -24,8 +24,10 @@ from cdp.collector.messages import (
     read_batch,
     read_item,
     read_single,
+    read_trace,
     skew,
 )
+from cdp.collector.pressure import HARD, SOFT, Pressure
 from cdp.collector.splitter import Malformed
 from cdp.config import Config
 from cdp.log.base import Delivery
@@ -41,6 +43,8 @@ SLICE = 500
 LARGE_BODY = 2**18
 # Keys that one batch's items may name for themselves; each costs a look-up.
 MOST_OWN_KEYS = 100
+# What a batch's event takes up until it is in the log, beside its bytes: measured.
+HELD_BYTES = 400
 
 
 class Call(NamedTuple):
@@ -65,9 +69,17 @@ class Tracking:
     """Takes tracking calls: who sends, which events, into the log."""
 
     def __init__(
-        self, config: Config, *, partitions: int, keys: KeyTable, flusher: Flusher, room: Room, proxies: Proxies
+        self,
+        config: Config,
+        *,
+        partitions: int,
+        keys: KeyTable,
+        flusher: Flusher,
+        pressure: Pressure,
+        room: Room,
+        proxies: Proxies,
     ) -> None:
-        self._config = config
+        self._config, self._pressure = config, pressure
         self._partitions = partitions
         self._keys, self._flusher, self._room, self._proxies = keys, flusher, room, proxies
         self._skew_us = int(config.collector_clock_skew_seconds * 1_000_000)
@@ -77,12 +89,19 @@ class Tracking:
         if scope["method"] != "POST":
             return other_method(scope["method"], b"POST, OPTIONS")
         headers = dict(scope["headers"])
+        if self._pressure.level >= HARD:
+            await pass_over(receive, headers)
+            self._pressure.refuse_all()
         body = Body(self._room, self._config.collector_request_bytes)
         try:
             data = await body.read(receive, headers)
             request = Request(call.kind, clock.now_us(), self._proxies.client(scope))
-            taking = self._single if call.kind else self._batch
-            positions = await taking(data, request, headers, call)
+            if b"traceparent" in headers:
+                request.trace = read_trace(headers[b"traceparent"])
+            if call.kind:
+                positions = await self._single(data, request, headers, call)
+            else:
+                positions = await self._batch(data, request, headers, call, body)
         except Malformed as error:
             raise Refused(400, error.code, error.message) from error
         finally:
@@ -110,11 +129,12 @@ class Tracking:
         if isinstance(verdict, Rejection):
             raise Refused(400, verdict.reason, verdict.detail)
 
-    async def _batch(self, data: bytes, request: Request, headers: Headers, call: Call) -> Positions:
+    async def _batch(self, data: bytes, request: Request, headers: Headers, call: Call, body: Body) -> Positions:
         key = await self._header_key(headers)
         batch = await _aside_if_large(read_batch, data)
         if len(batch.items) > MOST_EVENTS:
             raise Refused(413, "too_many_events", f"A batch may have {MOST_EVENTS} events. Send smaller batches.")
+        body.hold(len(data) + HELD_BYTES * len(batch.items))
         request.context, request.integrations = batch.context, batch.integrations
         # An import's times are history, told by no device's clock.
         if call.name != "import":
@@ -159,6 +179,8 @@ class Tracking:
         return found
 
     async def _submit(self, found: list[Parcel], size: int) -> Positions:
+        if self._pressure.level >= SOFT:
+            self._pressure.spend(_counts(found), self._keys.quota)
         positions = await self._flusher.submit(found, size)
         for _, delivery in found:
             metrics.events(delivery.source_id).inc(len(delivery.events))
@@ -197,6 +219,14 @@ def _check_call(key: WriteKey, call: str) -> None:
 
 def _sender(key: WriteKey) -> Sender:
     return Sender(key.source_id, key.public)
+
+
+def _counts(found: list[Parcel]) -> dict[int, int]:
+    """Return the number of events by source."""
+    counts: dict[int, int] = {}
+    for _, delivery in found:
+        counts[delivery.source_id] = counts.get(delivery.source_id, 0) + len(delivery.events)
+    return counts
 
 
 def _accepted(positions: Positions) -> Answer:

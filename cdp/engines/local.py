@@ -1,4 +1,4 @@
-"""The local engine: one process that owns partitions, reads them and applies batches.
+"""The local engine: one process that holds partitions, reads them and applies batches.
 
 A thread reads and decodes the next batch while PostgreSQL works on this one: the driver lets go of the GIL.
 """
@@ -9,7 +9,8 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -17,13 +18,18 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from cdp import partitions as tables
 from cdp.config import Config
+from cdp.engines import careful
+from cdp.engines.flushing import Flushing
+from cdp.engines.keeping import Keeper
+from cdp.engines.leases import Heart, Leases, connect
 from cdp.engines.reading import Ahead, Batch, Reader
 from cdp.log.base import Log
 from cdp.processing import store
+from cdp.processing.failures import Halted
 from cdp.processing.pipeline import Applied, Arrival, Pipeline, again
 from cdp.profiles import ProfileCache
 from martech.lib import clock
-from martech.lib.errors import PermanentError, RetryableError
+from martech.lib.errors import ConfigurationError, MartechError, PermanentError, RetryableError
 
 logger = logging.getLogger("martech.processor")
 
@@ -39,27 +45,46 @@ DELAY = Gauge(
     multiprocess_mode="livemax",
 )  # fmt: skip
 
-# Serialises the processors of one partition: the advisory lock's first key.
-LOCK_CLASS = 0x6D617274
+LOCK_SECONDS = Histogram("martech_processor_lock_wait_seconds", "Time a batch waited for locks, by what is locked",
+                         ["locks"])  # fmt: skip
+HALTED = Gauge("martech_processor_halted", "1 while our own errors stop processing", multiprocess_mode="livemax")
+REUSED = Counter("martech_processor_reused_ids_total", "Events kept under another id: theirs came with other content")
+
+# The log has what a crash of PostgreSQL may forget; whoever stands still in a transaction lets go of its locks; and
+# a batch's arrays are looked up by index, without weighing each of their members first.
+SESSION = {
+    "synchronous_commit": "off", "idle_in_transaction_session_timeout": "30s", "plan_cache_mode": "force_generic_plan",
+}  # fmt: skip
+# InternalError: the server ended a transaction that stood still.
+OUTAGES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 TRIM_SECONDS = 1.0
 # How often checkpoints show that their processor lives, though nothing comes.
 SHOW_SECONDS = 5.0
-# How often a processor looks for partitions that another one let go.
-LOOK_SECONDS = 2.0
+# How often a processor looks for partitions that others let go, or should have.
+LOOK_SECONDS = 1.0
 # A batch that lost as many races against other processes waits a moment.
 RACES = 10
+# How often a halted processor looks whether the cause was mended.
+HALT_SECONDS = 30.0
 
 
 class LocalEngine:
-    """Owns partitions of the log and keeps PostgreSQL and the cache up with them."""
+    """Holds partitions of the log and keeps PostgreSQL and the cache up with them.
 
-    def __init__(self, config: Config, log: Log, *, partitions: Sequence[int]) -> None:
+    `partitions` are those it is given; None shares all of them with the other processors that share.
+    """
+
+    def __init__(self, config: Config, log: Log, *, partitions: Sequence[int] | None = None) -> None:
         self.config, self.log = config, log
-        self.wanted = list(partitions)
         self.pipeline = Pipeline()
         self.cache = ProfileCache(config.cache_url)
+        self.flushing = Flushing(self.cache)
+        self.leases = Leases("", config.log_partitions, partitions)
+        self.keeper = Keeper(config, self.pipeline.window)
         self._stopping = threading.Event()
+        # Of each partition, the time before which everything received has been processed, in µs since 1970.
+        self._done: dict[int | None, int] = {}
         self._trimmed_at = self._shown_at = 0.0
         self._covered: tuple[datetime, datetime] | None = None
         _spare_collections()
@@ -70,120 +95,184 @@ class LocalEngine:
 
     def run(self) -> None:
         """Process until stopped. Outages of the log and of PostgreSQL are waited out; nothing is skipped."""
-        self.cache.start_epoch()
+        self.keeper.start()
+        try:
+            self._run()
+        finally:
+            self.keeper.stop()
+            self.cache.close()
+
+    def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
             try:
-                with psycopg.connect(self.config.database_url, autocommit=True) as connection:
+                with self._connected() as connection:
+                    failures = 0
                     self._serve(connection)
-                failures = 0
-            except (psycopg.OperationalError, psycopg.InterfaceError, RetryableError) as error:
+            except (*OUTAGES, RetryableError) as error:
                 RETRIES.labels(type(error).__name__).inc()
                 delay = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 logger.warning("%s; trying again in %.1f s", str(error).strip().replace("\n", " "), delay)
-                self.pipeline.forget()
                 self._stopping.wait(delay)
                 failures += 1
-        self.cache.close()
 
     def drain(self) -> int:
         """Process what is in the log now and return how many events it was; for tests, tools and the end of a run."""
-        self.cache.start_epoch()
         total = 0
-        with psycopg.connect(self.config.database_url, autocommit=True) as connection:
+        with self._connected() as connection:
             self._cover(connection)
-            positions = self._take_over(connection, self.wanted)
-            ahead = self._ahead(positions)
+            self._take_over(connection)
+            ahead = self._ahead(self._positions())
             while (batch := ahead.take(max_events=self.config.processor_batch_events, wait=0)).positions:
                 self._commit(connection, batch)
-                positions |= batch.positions
                 total += len(batch.arrivals)
-            self._trim(positions)
+            self.flushing.flush(connection)
+            self._trim()
+            self.leases.leave(connection)
         return total
 
+    @contextmanager
+    def _connected(self) -> Iterator[store.Connection]:
+        """Open the connection that batches are committed over; what an earlier one left undone is forgotten.
+
+        The cache begins a new epoch: PostgreSQL may have crashed and forgotten what it showed, and a processor that
+        died may not have shown what it committed.
+        """
+        self.pipeline.forget()
+        self.flushing.forget()
+        self.leases.log = self.log.name
+        with connect(self.config.database_url, "batches", **SESSION) as connection:
+            self.leases.register(connection)
+            self.cache.start_epoch()
+            self.heart = Heart(self.config.database_url, self.leases)
+            self.heart.start()
+            try:
+                yield connection
+            finally:
+                self.heart.stop()
+
     def _serve(self, connection: store.Connection) -> None:
-        """Process over one connection, whose advisory locks own the partitions."""
+        """Process over one connection."""
         self.log.check()
         self._cover(connection)
-        positions: dict[int, str] = {}
-        while not self._stopping.is_set():
-            missing = [one for one in self.wanted if one not in positions]
-            positions |= self._take_over(connection, missing)
-            if positions:
-                self._follow(connection, positions)
-            else:
-                self._stopping.wait(LOOK_SECONDS)
+        try:
+            while not self._stopping.is_set():
+                self._take_over(connection)
+                if self.leases.held:
+                    self._follow(connection)
+                else:
+                    self._stopping.wait(LOOK_SECONDS)
+        finally:
+            # Not where the connection is lost: then others see that.
+            if not connection.broken:
+                self.flushing.flush(connection)
+                self.leases.leave(connection)
 
-    def _follow(self, connection: store.Connection, positions: dict[int, str]) -> None:
-        """Process what comes; returns when it is time to look for partitions that others let go."""
+    def _take_over(self, connection: store.Connection) -> list[int]:
+        """Take what is free of our share, and see that the log still has what follows."""
+        taken = self.leases.tend(connection)
+        for partition in taken:
+            self.log.verify(partition, self.leases.held[partition].position)
+        if any(self.leases.held[partition].crashes for partition in taken):
+            # What the dead committed, they may not have shown.
+            self.cache.start_epoch()
+        if taken:
+            self.flushing.show(connection, {one: at for one in taken if (at := self.leases.held[one].position)})
+            logger.info("processing partitions %s of %s", sorted(self.leases.held), self.log.name)
+        for partition in taken:
+            if self.leases.held[partition].crashes >= careful.DEATHS:
+                self._carefully(connection, partition)
+        return taken
+
+    def _carefully(self, connection: store.Connection, partition: int) -> None:
+        """Take the next entry of a partition where processors died event by event."""
+        held = self.leases.held[partition]
+        logger.warning("%d processors died at %s of partition %d: its next events are tried one by one",
+                       held.crashes, held.position or "the start", partition)  # fmt: skip
+        until = time.monotonic() + careful.SECONDS
+        while time.monotonic() < until and not self._stopping.is_set():
+            batch = careful.tried(
+                connection, self.pipeline, self.log, partition, held.position,
+                event_bytes=self.config.collector_event_bytes,
+            )  # fmt: skip
+            if batch is None:
+                return
+            self._cover(connection, batch)
+            self._commit(connection, batch)
+            if any(careful.is_killer(arrival) for arrival in batch.arrivals):
+                return
+
+    def _positions(self) -> dict[int, str]:
+        return {partition: held.position for partition, held in self.leases.held.items()}
+
+    def _follow(self, connection: store.Connection) -> None:
+        """Process what comes; returns when we hold other partitions than at the start."""
         reader = Reader(
-            self._ahead(positions),
+            self._ahead(self._positions()),
             max_events=self.config.processor_batch_events,
             wait=self.config.processor_poll_seconds,
         )
-        look_again = time.monotonic() + (LOOK_SECONDS if len(positions) < len(self.wanted) else float("inf"))
+        look_at = time.monotonic() + LOOK_SECONDS
         try:
-            while not self._stopping.is_set() and time.monotonic() < look_again:
-                batch = reader.take(0.25)
+            while not self._stopping.is_set():
+                caught_up_us = reader.caught_up_us
+                # Nothing to do at once: the time to wait for the disk.
+                batch = reader.take(0 if self.flushing else 0.25)
                 if batch is not None:
                     self._commit(connection, batch)
-                    positions |= batch.positions
-                elif not self.cache.heal():
-                    logger.debug("the cache is away")
-                self._keep_house(connection, positions)
+                elif self.flushing:
+                    self.flushing.flush(connection)
+                else:
+                    self._done |= dict.fromkeys(self.leases.held, caught_up_us)
+                    self.cache.heal()
+                self._keep_house(connection)
+                if time.monotonic() >= look_at:
+                    look_at = time.monotonic() + LOOK_SECONDS
+                    if self._shifted(connection):
+                        return
         finally:
             reader.stop()
 
+    def _shifted(self, connection: store.Connection) -> bool:
+        """Give others what is theirs and take what is ours; tell whether anything changed hands."""
+        surplus = self.leases.surplus(connection)
+        if surplus:
+            self.flushing.flush(connection)
+            self.leases.release(connection, surplus)
+            logger.info("released partitions %s", surplus)
+        return bool(self._take_over(connection) or surplus)
+
     def _ahead(self, positions: dict[int, str]) -> Ahead:
-        return Ahead(self.log, positions, event_bytes=self.config.collector_event_bytes)
-
-    def _take_over(self, connection: store.Connection, partitions: Sequence[int]) -> dict[int, str]:
-        """Lock those of the partitions that are free and return their positions; make missing checkpoints."""
-        name = self.log.name
-        for partition in partitions:
-            connection.execute(
-                "INSERT INTO cdp_checkpoint (log, partition, position, events, updated_at)"
-                " VALUES (%s, %s, '', 0, now()) ON CONFLICT DO NOTHING",
-                [name, partition],
-            )
-        owned = [one for one in partitions if self._owns(connection, one)]
-        rows = connection.execute(
-            "SELECT partition, position FROM cdp_checkpoint WHERE log = %s AND partition = ANY(%s)", [name, owned]
-        ).fetchall()
-        for partition, position in rows:
-            self.log.verify(partition, position)
-        if owned:
-            logger.info("processing partitions %s of %s", owned, name)
-        return dict(rows)
-
-    def _owns(self, connection: store.Connection, partition: int) -> bool:
-        row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [LOCK_CLASS, partition]).fetchone()
-        return bool(row and row[0])
+        return Ahead(
+            self.log, positions, event_bytes=self.config.collector_event_bytes,
+            queue_bytes=self.config.processor_queue_bytes,
+        )  # fmt: skip
 
     def _commit(self, connection: store.Connection, batch: Batch) -> None:
-        """Apply a batch and move the positions in one transaction; then let the cache show it."""
+        """Apply a batch and move the positions in one transaction; the cache shows it once it is on the disk."""
         started = time.monotonic()
-        now_us = clock.now_us()
         self._cover(connection, batch)
-        applied = self._applied(connection, batch, now_us)
+        applied = self._applied(connection, batch)
         self.pipeline.remember(applied)
-        self.cache.write(
-            applied.documents,
-            [*((one, profile) for one, (_, profile) in applied.identifiers.items()), *applied.moved],
-            applied.merged,
-            batch.positions,
-        )
+        for partition, position in batch.positions.items():
+            self.leases.held[partition].position = position
+        self._done |= {arrival.log_partition: arrival.delivery.received_us for arrival in batch.arrivals}
+        self.flushing.add(connection, batch, applied)
         _measure(batch, applied, time.monotonic() - started)
 
-    def _applied(self, connection: store.Connection, batch: Batch, now_us: int) -> Applied:
+    def _applied(self, connection: store.Connection, batch: Batch) -> Applied:
         arrivals: Sequence[Arrival] = batch.arrivals
+        expected = {one: (position, self.leases.held[one].epoch) for one, position in batch.read_from.items()}
         races = 0
         while True:
             try:
                 with connection.transaction():
-                    store.lock_positions(connection, self.log.name, batch.read_from)
-                    applied = self.pipeline.apply(connection, arrivals, now_us=now_us)
+                    waiting = time.monotonic()
+                    store.lock_positions(connection, self.log.name, expected)
+                    LOCK_SECONDS.labels("checkpoints").observe(time.monotonic() - waiting)
+                    applied = self.pipeline.apply(connection, arrivals)
                     store.move_positions(connection, self.log.name, batch.positions, batch.events)
+                self._resume()
                 return applied
             except (store.Raced, psycopg.errors.DeadlockDetected) as error:
                 races += 1
@@ -192,6 +281,23 @@ class LocalEngine:
                 RETRIES.labels(type(error).__name__).inc()
                 self.pipeline.forget()
                 arrivals = again(arrivals)
+            except (Halted, ConfigurationError) as error:
+                self._halt(error)
+                arrivals = again(arrivals)
+
+    def _halt(self, error: MartechError) -> None:
+        """Stand still, and say so, until it is time to look whether the cause was mended."""
+        logger.error("processing is halted: %s", error.message)
+        HALTED.set(1)
+        self.leases.halted = error.message[:2000]
+        if self._stopping.wait(HALT_SECONDS):
+            raise RetryableError("Stopped while halted.") from error
+
+    def _resume(self) -> None:
+        if self.leases.halted:
+            logger.info("processing goes on")
+            HALTED.set(0)
+            self.leases.halted = ""
 
     def _cover(self, connection: store.Connection, batch: Batch | None = None) -> None:
         """See to it that every day of the batch has its table partitions, beat or no beat."""
@@ -206,24 +312,30 @@ class LocalEngine:
         midnight = datetime(first.year, first.month, first.day, tzinfo=UTC)
         self._covered = (midnight, midnight + timedelta(days=ahead))
 
-    def _keep_house(self, connection: store.Connection, positions: dict[int, str]) -> None:
-        """Now and then trim the log, and show in the checkpoints that we live."""
+    def _keep_house(self, connection: store.Connection) -> None:
+        """Now and then trim the log, tell it how far we are, and show in the checkpoints that we live."""
         now = time.monotonic()
-        if self.log.supports_trim and now - self._trimmed_at > TRIM_SECONDS:
+        if now - self._trimmed_at > TRIM_SECONDS:
             self._trimmed_at = now
-            self._trim(positions)
+            self._trim()
+            done = {one: self._done[one] for one in self.leases.held if self._done.get(one)}
+            if done:
+                self.log.done(done)
+            if done and len(done) == len(self.leases.held):
+                self.keeper.waiting_us = min(done.values())
         if now - self._shown_at > SHOW_SECONDS:
             self._shown_at = now
             connection.execute(
                 "UPDATE cdp_checkpoint SET updated_at = now() WHERE log = %s AND partition = ANY(%s)",
-                [self.log.name, list(positions)],
+                [self.log.name, list(self.leases.held)],
             )
 
-    def _trim(self, positions: dict[int, str]) -> None:
-        """Forget what PostgreSQL has: a commit with synchronous_commit=on has been flushed."""
-        for partition, position in positions.items():
-            if position:
+    def _trim(self) -> None:
+        """Let the log forget what PostgreSQL has on its disk."""
+        if self.log.supports_trim:
+            for partition, position in self.flushing.positions.items():
                 self.log.trim(partition, position)
+        self.flushing.positions.clear()
 
 
 def _spare_collections() -> None:
@@ -238,6 +350,8 @@ def _measure(batch: Batch, applied: Applied, seconds: float) -> None:
     BATCH_EVENTS.observe(len(batch.arrivals))
     EVENTS.labels("stored").inc(applied.events)
     EVENTS.labels("duplicate").inc(applied.duplicates)
+    LOCK_SECONDS.labels("profiles").observe(applied.lock_seconds)
+    REUSED.inc(applied.reused)
     for reason, count in applied.rejections.items():
         EVENTS.labels("rejected").inc(count)
         REJECTIONS.labels(reason).inc(count)

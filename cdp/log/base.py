@@ -111,6 +111,36 @@ class Stored:
     payload: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How near the log is to where it can take no more.
+
+    `memory` and `disk` are ratios from 0 to 1, 0 where there is no ceiling or none can be seen. `disk` is 0.7
+    where three times the reserve is free and 0.9 where the reserve is. `waiting` is how many seconds the oldest
+    event waits to be processed, 0 where none does or nobody knows.
+    """
+
+    memory: float = 0.0
+    disk: float = 0.0
+    waiting: float = 0.0
+
+
+class Waits:
+    """How long the oldest event of a log waits, from what is seen of its partitions again and again."""
+
+    def __init__(self) -> None:
+        self._emptied: dict[int, int] = {}
+
+    def oldest(self, lengths: dict[int, int], done: dict[int, int], now_us: int) -> float:
+        """Return seconds; `lengths` are entries by partition, `done` what `Log.done` was last told."""
+        # One entry is the checkpoint's own: `trim` leaves it. Whatever came later than it was alone waits no longer.
+        self._emptied |= dict.fromkeys((one for one, length in lengths.items() if length <= 1), now_us)
+        since = [
+            max(done[one], self._emptied.get(one, 0)) for one, length in lengths.items() if length > 1 and one in done
+        ]
+        return max(0.0, (now_us - min(since, default=now_us)) / 1e6)
+
+
 class Log(ABC):
     """The port. Adapters know no Django; positions are texts that only `order` may interpret.
 
@@ -169,6 +199,22 @@ class Log(ABC):
     @abstractmethod
     def lag(self, partition: int, position: str) -> int:
         """Return how many entries follow `position`, counted by id and not from the server's own estimate."""
+
+    @abstractmethod
+    def done(self, times: dict[int, int]) -> None:
+        """Note, by partition, that everything received before that time (µs since 1970) has been processed.
+
+        Called by the processor about once a second. A hint for `load`: a log without room for it drops it.
+        LogUnavailable when away.
+        """
+
+    @abstractmethod
+    async def load(self, *, disk_reserve: int) -> Load:
+        """Return how full the log is; `disk_reserve` is the space, in bytes, that has to stay free on its disk.
+
+        Called by the collector about twice a second, so it reads no entries. 0 as a reserve leaves the disk out.
+        LogUnavailable when away.
+        """
 
     @abstractmethod
     def check(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from cdp.log.base import Log, LogTruncated, Stored
+from cdp.log.base import Load, Log, LogTruncated, Stored, Waits
+from martech.lib import clock
 
 
 class MemoryLog(Log):
@@ -16,6 +17,8 @@ class MemoryLog(Log):
         self._entries: list[list[bytes]] = [[] for _ in range(partitions)]
         self._trimmed = [0] * partitions
         self._arrived = threading.Condition()
+        self._done: dict[int, int] = {}
+        self._waits = Waits()
 
     @property
     def name(self) -> str:
@@ -63,6 +66,13 @@ class MemoryLog(Log):
 
     def lag(self, partition: int, position: str) -> int:
         return int(self.newest(partition) or 0) - int(position or 0)
+
+    def done(self, times: dict[int, int]) -> None:
+        self._done |= times
+
+    async def load(self, *, disk_reserve: int) -> Load:
+        lengths = {partition: len(entries) for partition, entries in enumerate(self._entries)}
+        return Load(waiting=self._waits.oldest(lengths, self._done, clock.now_us()))
 
     def check(self) -> None:
         """Memory is always there."""

@@ -5,18 +5,25 @@ No consumer group: PostgreSQL knows the position. Never XADD with MAXLEN, which 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import shutil
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import redis
 import redis.asyncio
 from redis import exceptions
 
-from cdp.log.base import Log, LogFull, LogTruncated, LogUnavailable, Stored
+from cdp.log.base import Load, Log, LogFull, LogTruncated, LogUnavailable, Stored, Waits
+from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
 PREFIX = "martech:log"
+DONE = f"{PREFIX}:done"
 FIELD = b"e"
 TIMEOUT = 5.0
 # What the server must be set to, and why.
@@ -25,6 +32,10 @@ REQUIRED = {
     "appendonly": ("yes", "without it a restart forgets acknowledged events"),
     "appendfsync": ("always", "`everysec` loses acknowledged events on a plain kill of the server"),
 }
+# An append-only file this many times as large as the memory in use holds mostly what was trimmed.
+STALE_FILE = 2
+# From this `Load.disk` on the server is asked to write its file anew: by itself it does so only as the file grows.
+TIGHT_DISK = 0.7
 _AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, OSError)
 
 
@@ -34,8 +45,9 @@ class RedisLog(Log):
     def __init__(self, url: str, *, partitions: int) -> None:
         super().__init__(url, partitions=partitions)
         self._reader = redis.Redis.from_url(url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
-        self._writer: Any = None
+        self._async: Any = None
         self._name = ""
+        self._waits = Waits()
 
     @property
     def name(self) -> str:
@@ -43,7 +55,9 @@ class RedisLog(Log):
             # A server that lost its data, or another one, gets another name: its positions mean nothing to us.
             key = f"{PREFIX}:id"
             with _translated():
-                self._reader.set(key, uuid4().hex, nx=True)
+                # A full server takes no SET, though who empties it has to know the name.
+                if not self._reader.exists(key):
+                    self._reader.set(key, uuid4().hex, nx=True)
                 self._name = "redis:" + self._reader.get(key).decode()  # type: ignore[union-attr]
         return self._name
 
@@ -53,15 +67,18 @@ class RedisLog(Log):
         return f"{PREFIX}:{partition}"
 
     async def append(self, entries: Sequence[tuple[int, bytes]]) -> list[str]:
-        if self._writer is None:
-            self._writer = redis.asyncio.Redis.from_url(
-                self.url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, max_connections=8
-            )
         with _translated():
-            pipeline = self._writer.pipeline(transaction=False)
+            pipeline = self._writer().pipeline(transaction=False)
             for partition, payload in entries:
                 pipeline.xadd(self.key(partition), {FIELD: payload})
             return [position.decode() for position in await pipeline.execute()]
+
+    def _writer(self) -> Any:
+        if self._async is None:
+            self._async = redis.asyncio.Redis.from_url(
+                self.url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, max_connections=8
+            )
+        return self._async
 
     def read(self, after: dict[int, str], *, limit: int, wait: float) -> dict[int, list[Stored]]:
         streams: Any = {self.key(partition): position or "0-0" for partition, position in after.items()}
@@ -112,6 +129,42 @@ class RedisLog(Log):
             done: Any = self._reader.xrange(key, "-", position)
             return int(self._reader.xlen(key)) - len(done)
 
+    def done(self, times: dict[int, int]) -> None:
+        with contextlib.suppress(LogFull), _translated():
+            self._reader.hset(DONE, mapping=dict(times.items()))
+
+    async def load(self, *, disk_reserve: int) -> Load:
+        with _translated():
+            pipeline = self._writer().pipeline(transaction=False)
+            pipeline.info("memory").info("persistence").hgetall(DONE)
+            for partition in range(self.partitions):
+                pipeline.xlen(self.key(partition))
+            memory, persistence, done, *lengths = await pipeline.execute()
+            disk = await self._disk(disk_reserve)
+            if disk >= TIGHT_DISK and _is_stale(memory, persistence):
+                # Refused while another one is under way.
+                with contextlib.suppress(exceptions.ResponseError):
+                    await self._writer().bgrewriteaof()
+        ceiling = memory.get("maxmemory", 0)
+        return Load(
+            memory=min(1.0, memory["used_memory"] / ceiling) if ceiling else 0.0,
+            disk=disk,
+            waiting=self._waits.oldest(
+                dict(enumerate(lengths)), {int(one): int(time) for one, time in done.items()}, clock.now_us()
+            ),
+        )
+
+    async def _disk(self, reserve: int) -> float:
+        """Return how near the server's disk is to full, 0 where it is another machine's or the server won't tell."""
+        if not reserve or not _is_local(self.url):
+            return 0.0
+        try:
+            directory = (await self._writer().config_get("dir"))["dir"]
+            free = (await asyncio.to_thread(shutil.disk_usage, directory)).free
+        except (exceptions.ResponseError, KeyError, OSError):
+            return 0.0
+        return max(0.0, 1 - free / (10 * reserve))
+
     def check(self) -> None:
         with _translated():
             try:
@@ -132,9 +185,9 @@ class RedisLog(Log):
         self._reader.close()
 
     async def aclose(self) -> None:
-        if self._writer is not None:
-            await self._writer.aclose()
-            self._writer = None
+        if self._async is not None:
+            await self._async.aclose()
+            self._async = None
 
 
 class _translated:
@@ -148,6 +201,23 @@ class _translated:
             raise LogFull("The log's server is out of memory. Send again later.", retry_after=5) from error
         if isinstance(error, (*_AWAY, exceptions.ReadOnlyError)) or "MISCONF" in str(error or ""):
             raise LogUnavailable(f"The log does not answer: {error}. Send again later.", retry_after=2) from error
+
+
+def _is_local(url: str) -> bool:
+    """Tell whether the server works on this machine's disk."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix" or parts.hostname == "localhost":
+        return True
+    try:
+        return ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _is_stale(memory: dict[str, Any], persistence: dict[str, Any]) -> bool:
+    """Tell whether most of the append-only file is of entries that were trimmed, and nobody is at it yet."""
+    busy = persistence.get("aof_rewrite_in_progress") or persistence.get("aof_rewrite_scheduled")
+    return not busy and persistence.get("aof_current_size", 0) > STALE_FILE * memory["used_memory"]
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -24,7 +24,8 @@ DROP TABLE event_duplicate_before;
 TRACING = """
 ALTER TABLE event_stream ADD COLUMN trace_parent text;
 -- The rows of one batch: a key that repeats names their time.
-CREATE INDEX event_stream_ingested ON event_stream USING brin (ingested_at) WITH (pages_per_range = 32);
+CREATE INDEX event_stream_ingested ON event_stream USING brin (ingested_at)
+    WITH (pages_per_range = 32, autosummarize = on);
 """
 
 
@@ -85,13 +86,10 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name="checkpoint",
-            name="suspect",
-            field=models.IntegerField(help_text="Event of the next entry that is being tried alone", null=True),
-        ),
-        migrations.AddField(
-            model_name="checkpoint",
-            name="suspect_crashes",
-            field=models.PositiveSmallIntegerField(db_default=0, help_text="Processors that died trying it"),
+            name="trial",
+            field=models.JSONField(
+                help_text="Which event of the next entry is tried alone, and what it did", null=True
+            ),
         ),
         migrations.AddField(
             model_name="deadletter",

@@ -20,8 +20,7 @@ class Checkpoint(models.Model):
     owner = models.UUIDField(null=True, help_text="The processor that holds the partition")
     epoch = models.BigIntegerField(db_default=0, help_text="Raised by each take-over: a batch of an older one is void")
     crashes = models.PositiveSmallIntegerField(db_default=0, help_text="Processors that died at this position")
-    suspect = models.IntegerField(null=True, help_text="Event of the next entry that is being tried alone")
-    suspect_crashes = models.PositiveSmallIntegerField(db_default=0, help_text="Processors that died trying it")
+    trial = models.JSONField(null=True, help_text="Which event of the next entry is tried alone, and what it did")
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["log", "partition"], name="checkpoint_log_partition")]

@@ -147,11 +147,21 @@ def decode(event: Event, delivery: Delivery, *, max_bytes: int = MAX_EVENT_BYTES
         return _unreadable(body, error, event.message_id)
     message_id = _message_id(event, wire)
     try:
-        return _message(event, delivery, wire, unknown, message_id)
+        message = _message(event, delivery, wire, unknown, message_id)
     except _Refused as refused:
         return Rejection(refused.reason, refused.detail, message_id[:MAX_MESSAGE_ID])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _unreadable(body, error, message_id[:MAX_MESSAGE_ID])
+    size = len(message.properties) + len(message.context) + len(message.extra)
+    # Twice, so that what we add ourselves never costs an event that was taken.
+    if size > 2 * max_bytes:
+        return Rejection(
+            "too_large_enriched",
+            f"With what its batch says of all its events, the event has {size} bytes; at most {2 * max_bytes} are kept."
+            " Send less in the batch's `context` and `integrations`.",
+            message_id,
+        )
+    return message
 
 
 class _Refused(Exception):

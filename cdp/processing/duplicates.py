@@ -123,7 +123,8 @@ class Window:
 def _look_up(connection: Connection, generation: Generation, hashes: Sequence[bytes]) -> list[tuple[UUID, int]]:
     statement = sql.SQL("SELECT id_hash, payload_hash FROM {} WHERE id_hash = ANY(%s::uuid[])")
     array = "{" + ",".join([one.hex() for one in hashes]) + "}"
-    return connection.execute(statement.format(generation.table), [array]).fetchall()
+    # Prepared: planning for each array anew weighs every key in it, and may choose to read the whole table.
+    return connection.execute(statement.format(generation.table), [array], prepare=True).fetchall()
 
 
 def _filter_of(connection: Connection, generation: Generation) -> Bloom:

@@ -8,6 +8,8 @@ answer or a joint commit (without). It knows no Django.
 
 from __future__ import annotations
 
+import sys
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from cdp import profiles
 from cdp.log.base import Delivery, Event
 from cdp.processing import duplicates, registers, store, traits
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
+from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import EMAIL, Identifier, anchor_of
 from cdp.processing.people import Delta, People, Person
 from martech.lib import clock
@@ -29,6 +32,8 @@ _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 # Identifiers whose profile is remembered between batches: about 200 bytes each.
 REMEMBERED = 500_000
+# What a batch says of all its events is kept with each dead letter of it up to this size.
+MAX_KEPT_BATCH_BYTES = MAX_EVENT_BYTES
 # The flag of an event whose message id came before with another payload.
 REUSED = "reused_message_id"
 
@@ -93,8 +98,9 @@ class Applied:
     events: int = 0
     duplicates: int = 0
     reused: int = 0
+    lock_seconds: float = 0.0
     rejections: dict[str, int] = field(default_factory=dict)
-    documents: list[tuple[uuid.UUID, bytes]] = field(default_factory=list)
+    documents: list[tuple[uuid.UUID, int, bytes]] = field(default_factory=list)
     identifiers: dict[Identifier, tuple[int, uuid.UUID]] = field(default_factory=dict)
     moved: list[tuple[Identifier, uuid.UUID]] = field(default_factory=list)
     merged: list[uuid.UUID] = field(default_factory=list)
@@ -104,6 +110,7 @@ class Applied:
         self.events += other.events
         self.duplicates += other.duplicates
         self.reused += other.reused
+        self.lock_seconds += other.lock_seconds
         for reason, count in other.rejections.items():
             self.rejections[reason] = self.rejections.get(reason, 0) + count
         self.documents += other.documents
@@ -129,7 +136,8 @@ def again(arrivals: Sequence[Arrival]) -> list[Arrival]:
     return [
         one
         if isinstance(one.decoded, Rejection)
-        else arrive(one.event, one.delivery, one.log_partition, one.log_position, max_bytes=len(one.event.body))
+        # Whatever its size was measured by, it has passed.
+        else arrive(one.event, one.delivery, one.log_partition, one.log_position, max_bytes=sys.maxsize)
         for one in arrivals
     ]
 
@@ -142,11 +150,13 @@ class Pipeline:
 
     def __init__(self) -> None:
         self.window = duplicates.Window()
+        self.failures = Failures()
         self._rules: Rules | None = None
         self._known: dict[Identifier, tuple[int, uuid.UUID]] = {}
 
     def remember(self, applied: Applied) -> None:
         """Keep what a committed batch found out; called after the commit."""
+        self.failures.commit()
         if len(self._known) > REMEMBERED:
             self._known.clear()
         self._known.update(applied.identifiers)
@@ -158,32 +168,38 @@ class Pipeline:
         """Drop what is remembered; called when it turned out to be out of date."""
         self._known.clear()
 
-    def apply(self, connection: store.Connection, arrivals: Sequence[Arrival], *, now_us: int) -> Applied:
+    def apply(self, connection: store.Connection, arrivals: Sequence[Arrival]) -> Applied:
         """Write a batch's events and their effect; the caller commits.
 
         Where the batch as a whole cannot be written, the events at fault are found by halving it and put
-        aside as dead letters; the others are written. Raced, StalePosition and operational errors are raised.
+        aside as dead letters; the others are written. Raced, StalePosition and operational errors are raised,
+        and Halted where too many of the latest events fail by our own exceptions.
         """
+        self.failures.begin(len(arrivals))
         duplicates.hold(connection)
-        return self._halving(connection, arrivals, now_us)
+        now_us = store.database_now_us(connection)
+        return self._halving(connection, self._current_rules(connection), arrivals, now_us)
 
-    def _halving(self, connection: store.Connection, arrivals: Sequence[Arrival], now_us: int) -> Applied:
+    def _halving(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
             with connection.transaction():
-                return self._apply(connection, arrivals, now_us)
+                return self._apply(connection, rules, arrivals, now_us)
         except Exception as error:
             if not _is_of_the_data(error):
                 raise
             if len(arrivals) == 1:
-                poison = Rejection("poison", _described(error), _message_id(arrivals[0]))
-                return self._apply(connection, [arrivals[0]._replace(decoded=poison)], now_us)
+                reason = "poison" if isinstance(error, psycopg.Error) else "processing_error"
+                # A dead letter that was given back has its row: that it fails again stops nobody.
+                if reason == "processing_error" and not arrivals[0].delivery.letter_id:
+                    self.failures.note(error)
+                poison = Rejection(reason, _described(error), _message_id(arrivals[0]))
+                return self._apply(connection, rules, [arrivals[0]._replace(decoded=poison)], now_us)
             middle = len(arrivals) // 2
-            applied = self._halving(connection, again(arrivals[:middle]), now_us)
-            applied.add(self._halving(connection, again(arrivals[middle:]), now_us))
+            applied = self._halving(connection, rules, again(arrivals[:middle]), now_us)
+            applied.add(self._halving(connection, rules, again(arrivals[middle:]), now_us))
             return applied
 
-    def _apply(self, connection: store.Connection, arrivals: Sequence[Arrival], now_us: int) -> Applied:
-        rules = self._current_rules(connection)
+    def _apply(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
@@ -192,7 +208,10 @@ class Pipeline:
         applied = batch.write()
         applied.duplicates = len(passed) - len(fresh)
         applied.reused = sum(REUSED in message.flags for message, _ in fresh)
-        store.insert_dead_letters(connection, [_letter(*one) for one in rejected], batch.now)
+        store.put_aside(connection, [_letter(*one) for one in rejected], batch.now)
+        returned = [arrival.delivery.letter_id for _, arrival in passed if arrival.delivery.letter_id]
+        if returned:
+            store.settle_letters(connection, returned)
         for _, rejection in rejected:
             applied.rejections[rejection.reason] = applied.rejections.get(rejection.reason, 0) + 1
         return applied
@@ -200,7 +219,13 @@ class Pipeline:
     def _current_rules(self, connection: store.Connection) -> Rules:
         version = store.definition_version(connection)
         if self._rules is None or self._rules.version != version:
-            self._rules = Rules.load(connection, version)
+            try:
+                self._rules = Rules.load(connection, version)
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                raise Halted(
+                    f"The definitions cannot be used ({type(error).__name__}: {error}). "
+                    "Mend the one that was changed last."
+                ) from error
         return self._rules
 
     def _without_duplicates(
@@ -233,7 +258,8 @@ def _is_of_the_data(error: Exception) -> bool:
     return not isinstance(
         error,
         (
-            store.Raced, ConfigurationError, psycopg.InterfaceError, psycopg.InternalError, psycopg.ProgrammingError,
+            store.Raced, ConfigurationError, Halted, psycopg.InterfaceError, psycopg.InternalError,
+            psycopg.ProgrammingError,
             # No partition for the row's time: to be made, not the event's fault.
             psycopg.errors.CheckViolation,
         ),
@@ -282,11 +308,22 @@ def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
 
 def _letter(arrival: Arrival, rejection: Rejection) -> store.LetterRow:
     delivery = arrival.delivery
-    alone = msgspec.structs.replace(delivery, events=[arrival.event])
+    alone = msgspec.structs.replace(delivery, events=[arrival.event], letter_id=0)
+    alone, left_out = _without_bulk(alone)
     return store.LetterRow(
-        rejection.reason, rejection.detail, delivery.source_id, rejection.message_id or arrival.event.message_id,
-        _pack(alone), delivery.received_us, arrival.log_partition, arrival.log_position,
+        rejection.reason, rejection.detail + left_out, delivery.source_id,
+        rejection.message_id or arrival.event.message_id, _pack(alone), delivery.received_us, arrival.log_partition,
+        arrival.log_position, delivery.letter_id,
     )  # fmt: skip
+
+
+def _without_bulk(delivery: Delivery) -> tuple[Delivery, str]:
+    """Leave out what a batch said of all its events where that is much: each of its letters would repeat it."""
+    large = {name: b"" for name in ("context", "integrations") if len(getattr(delivery, name)) > MAX_KEPT_BATCH_BYTES}
+    if not large:
+        return delivery, ""
+    sizes = " and ".join(f"`{name}` of {len(getattr(delivery, name))} bytes" for name in large)
+    return msgspec.structs.replace(delivery, **large), f" The batch's own {sizes} is not kept with its events."
 
 
 class _Batch:
@@ -304,6 +341,7 @@ class _Batch:
         self.touched: dict[Person, None] = {}
         self.deltas: dict[Identifier, Delta] = {}
         self.rows: list[tuple[Message, Person, Arrival]] = []
+        self.lock_seconds = 0.0
 
     def load(self, known: dict[Identifier, tuple[int, uuid.UUID]], messages: Sequence[Message]) -> None:
         """Find the identifiers of the messages and lock their profiles."""
@@ -313,7 +351,9 @@ class _Batch:
         missing = wanted - found.keys()
         if missing:
             found |= store.find_identifiers(self.connection, missing)
+        waiting = time.monotonic()
         people = store.lock_people(self.connection, {profile for _, profile in found.values()}) if found else {}
+        self.lock_seconds = time.monotonic() - waiting
         for identifier, (row_id, profile) in found.items():
             person = people.get(profile)
             if person is None or identifier.value not in person.graph.get(identifier.namespace, ()):
@@ -362,7 +402,12 @@ class _Batch:
         self._write_identity()
         events = [
             store.EventRow(
-                message, person.root().id, self.ids[message.anchor], arrival.log_partition, arrival.log_position
+                message,
+                person.root().id,
+                self.ids[message.anchor],
+                arrival.log_partition,
+                arrival.log_position,
+                arrival.delivery.trace,
             )
             for message, person, arrival in self.rows
         ]
@@ -425,6 +470,7 @@ class _Batch:
         documents = [
             (
                 row.person.id,
+                row.person.version,
                 profiles.document(
                     profiles.Document(
                         row.person.id, row.graph, row.traits, row.computed, row.person.version,
@@ -437,6 +483,7 @@ class _Batch:
         now = {identifier: person.root().id for identifier, person in self.people.of.items()}
         return Applied(
             events=len(self.rows),
+            lock_seconds=self.lock_seconds,
             documents=documents,
             identifiers={one: (self.ids[one], profile) for one, profile in now.items() if one in self.ids},
             # A merge moves identifiers that no message of the batch carries.

@@ -46,28 +46,33 @@ class SourceRow(NamedTuple):
     rules: dict[str, Any]
 
 
-def lock_positions(connection: Connection, log: str, expected: dict[int, str]) -> None:
-    """Lock the checkpoints of a batch; StalePosition when one is not where the batch was read from."""
-    found = dict(
-        connection.execute(
-            "SELECT partition, position FROM cdp_checkpoint WHERE log = %s AND partition = ANY(%s)"
-            " ORDER BY partition FOR UPDATE",
-            [log, sorted(expected)],
-        ).fetchall()
-    )
-    for partition, position in expected.items():
-        if found.get(partition) != position:
+def lock_positions(connection: Connection, log: str, expected: dict[int, tuple[str, int]]) -> None:
+    """Lock the checkpoints of a batch; StalePosition when one has not the position and epoch it was read with."""
+    rows = connection.execute(
+        "SELECT partition, position, epoch FROM cdp_checkpoint WHERE log = %s AND partition = ANY(%s)"
+        " ORDER BY partition FOR UPDATE",
+        [log, sorted(expected)],
+    ).fetchall()
+    found = {partition: (position, epoch) for partition, position, epoch in rows}
+    for partition, wanted in expected.items():
+        if found.get(partition) != wanted:
             raise StalePosition(
-                f"Partition {partition} is at {found.get(partition)!r}, not at {position!r}: another process took it."
+                f"Partition {partition} is at {found.get(partition)}, not at {wanted}: another process took it."
             )
 
 
+def database_now_us(connection: Connection) -> int:
+    """Return the database's clock in microseconds since 1970: one clock for all processors."""
+    row = connection.execute("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").fetchone()
+    return int(row[0]) if row else clock.now_us()
+
+
 def move_positions(connection: Connection, log: str, positions: dict[int, str], events: dict[int, int]) -> None:
-    """Write the new positions, in the transaction of the batch."""
+    """Write the new positions, in the transaction of the batch; what was found out at the old ones is over."""
     partitions = sorted(positions)
     connection.execute(
         "UPDATE cdp_checkpoint SET position = new.position, events = cdp_checkpoint.events + new.events,"
-        " updated_at = now()"
+        " updated_at = now(), crashes = 0, trial = NULL"
         " FROM unnest(%s::int[], %s::text[], %s::bigint[]) AS new (partition, position, events)"
         " WHERE cdp_checkpoint.log = %s AND cdp_checkpoint.partition = new.partition",
         [partitions, [positions[one] for one in partitions], [events.get(one, 0) for one in partitions], log],
@@ -260,6 +265,7 @@ class EventRow(NamedTuple):
     anchor_id: int
     log_partition: int | None
     log_position: str | None
+    trace: str = ""
 
 
 def insert_events(connection: Connection, rows: Iterable[EventRow], now: str) -> None:
@@ -269,7 +275,7 @@ def insert_events(connection: Connection, rows: Iterable[EventRow], now: str) ->
         connection,
         "COPY event_stream (ingested_at, profile_id, anchor_id, identifiers, event_type, name, properties, context,"
         " extra, source_id, message_id, occurred_at, original_timestamp, received_at, flags, log_partition,"
-        " log_position) FROM STDIN",
+        " log_position, trace_parent) FROM STDIN",
         (_event_fields(row, ingested) for row in rows),
     )
 
@@ -294,6 +300,7 @@ def _event_fields(row: EventRow, ingested: bytes) -> tuple[bytes, ...]:
         b"{" + ",".join(message.flags).encode() + b"}",
         NULL if row.log_partition is None else number(row.log_partition),
         NULL if row.log_position is None else row.log_position.encode(),
+        text(row.trace) if row.trace else NULL,
     )
 
 
@@ -308,6 +315,39 @@ class LetterRow(NamedTuple):
     received_us: int
     log_partition: int | None
     log_position: str | None
+    # The dead letter that was given back and is put aside again, else 0.
+    letter_id: int = 0
+
+
+def settle_letters(connection: Connection, ids: Sequence[int]) -> None:
+    """Mark dead letters whose event came back as replayed: it is stored, or was before."""
+    connection.execute("UPDATE cdp_deadletter SET status = 'replayed' WHERE id = ANY(%s)", [sorted(ids)])
+
+
+def put_aside(connection: Connection, letters: Sequence[LetterRow], now: str) -> None:
+    """Keep what could not be processed: one that came back in the row it has, the others in new ones."""
+    returned = {one.letter_id: one for one in letters if one.letter_id}
+    known = _put_aside_again(connection, returned) if returned else frozenset()
+    insert_dead_letters(connection, [one for one in letters if one.letter_id not in known], now)
+
+
+def _put_aside_again(connection: Connection, letters: dict[int, LetterRow]) -> frozenset[int]:
+    """Write the new reasons and return the rows that are there; one that was replayed meanwhile stays so."""
+    rows = connection.execute(
+        "SELECT id FROM cdp_deadletter WHERE id = ANY(%s) ORDER BY id FOR UPDATE", [sorted(letters)]
+    ).fetchall()
+    known = [row_id for (row_id,) in rows]
+    connection.execute(
+        "UPDATE cdp_deadletter SET status = 'new', reason = new.reason, detail = new.detail, attempts = attempts + 1"
+        " FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS new (id, reason, detail)"
+        " WHERE cdp_deadletter.id = new.id AND status <> 'replayed'",
+        [known, [letters[one].reason for one in known], [_storable(letters[one].detail) for one in known]],
+    )
+    return frozenset(known)
+
+
+def _storable(said: str) -> str:
+    return said.encode("utf-8", "replace").decode().replace("\0", "")
 
 
 def insert_dead_letters(connection: Connection, letters: Iterable[LetterRow], now: str) -> None:

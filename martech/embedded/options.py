@@ -34,7 +34,10 @@ def load() -> Options:
             "WORKER_CONCURRENCY", 2, "Tasks that the Celery worker runs at once", minimum=1, maximum=1024
         ),
         log_memory_mb=env.integer(
-            "LOG_MEMORY_MB", 1024, "Ceiling of the embedded log, in MiB; tracking calls get 429 above it", minimum=16
+            "LOG_MEMORY_MB",
+            1024,
+            "Ceiling of the embedded log, in MiB; tracking calls get 429 from 90 % of it on",
+            minimum=16,
         ),
         cache_memory_mb=env.integer(
             "CACHE_MEMORY_MB", 256, "Ceiling of the embedded profile cache, in MiB; the least used go first", minimum=16

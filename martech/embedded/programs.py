@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 from martech.embedded.options import Options
 from martech.embedded.servers import STAGE_PROGRAMS
@@ -20,7 +21,13 @@ WORKER_STOP_SECONDS = 6.0
 
 def programs(options: Options) -> list[Program]:
     """Return web, processor, worker and beat."""
-    python = sys.executable
+    return [
+        replace(program, environment={**program.environment, "MARTECH_PROCESS": program.name})
+        for program in _programs(options, sys.executable)
+    ]
+
+
+def _programs(options: Options, python: str) -> list[Program]:
     return [
         Program(name="web", command=_web(options), stage=STAGE_PROGRAMS, grace=WEB_STOP_SECONDS + 1),
         Program(name="processor", command=[python, "manage.py", "process_events"], stage=STAGE_PROGRAMS, grace=4.0),

@@ -27,8 +27,9 @@ from martech.embedded import guard, leftovers
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-# A program that ran this long was well: its next crash starts from the first pause again.
-WELL_SECONDS = 20.0
+# A program that ran this long was well (what it cannot work with it meets at its start): its next crash starts from
+# the first pause again. Otherwise servers that are killed every few seconds would stay away for longer and longer.
+WELL_SECONDS = 5.0
 WATCH_SECONDS = 0.25
 OWN_NAME = "platform"
 WIDTH = len("processor")

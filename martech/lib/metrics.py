@@ -10,19 +10,31 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from prometheus_client import REGISTRY, CollectorRegistry, Metric
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 # A crash loop leaves files of each of its lives; beyond so many, those of the dead are added up into one.
 DEAD_FILES_KEPT = 16
+
+
+CPU = Counter("martech_process_cpu_seconds_total", "CPU time that processes have used, by what they are", ["process"])
+_counted: dict[int, float] = {}
+
+
+def count_cpu(process: str) -> None:
+    """Add what this process has used since the last call; each kind of process calls it about once a second."""
+    used, pid = time.process_time(), os.getpid()
+    CPU.labels(process).inc(used - _counted.get(pid, 0.0))
+    _counted[pid] = used
 
 
 class Collector(Protocol):

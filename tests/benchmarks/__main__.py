@@ -19,7 +19,7 @@ def main() -> None:
     options = _parser().parse_args()
     flags = Flags(
         rate=options.rate, batch=options.batch, people=options.people, seconds=options.seconds, kind=options.kind,
-        events=options.events,
+        events=options.events, window=options.window,
     )  # fmt: skip
     progress = Console(stderr=True, highlight=False)
     with progress.status("starting the servers"), Bed() as bed:
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=0, help="events a request (0: the row's)")
     parser.add_argument("--people", type=int, default=20_000, help="how many people the events are of")
     parser.add_argument("--events", type=int, default=100_000, help="events that the processor drains in one run")
+    parser.add_argument("--window", type=int, default=5_000_000, help="message ids that the window already holds")
     parser.add_argument("--seconds", type=float, default=5, help="how long each load lasts")
     parser.add_argument("--runs", type=int, default=3, help="runs of each row; the median counts")
     parser.add_argument("--kind", choices=["server", "browser"], default="server", help="events of 500 bytes or 1 KB")

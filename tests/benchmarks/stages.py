@@ -11,9 +11,11 @@ from typing import Any
 import httpx
 import msgspec
 
+from cdp.engines.local import SESSION
 from tests.benchmarks import references
 from tests.benchmarks.bed import Bed, run_load, wait_until
 from tests.benchmarks.load import Plan, Result, quantile
+from tests.benchmarks.repeats import BATCH, GENERATIONS, bare, batches, fill, learned, recognise
 from tests.benchmarks.table import Figure
 from tests.running import free_port
 
@@ -37,6 +39,7 @@ class Flags:
     seconds: float
     kind: str
     events: int
+    window: int
 
 
 Row = Callable[[Bed, Flags], Figure]
@@ -133,6 +136,39 @@ def _meet_everybody(bed: Bed, flags: Flags) -> None:
     before = bed.processed()
     sent = run_load(_changed(_sending(bed, flags, 100), seconds=60.0, requests=max(1, 2 * flags.people // 100), seed=7))
     bed.wait_processed(before + sent.succeeded * 100)
+
+
+def repeats(bed: Bed, flags: Flags) -> Figure:
+    """Recognise repeated messages in a window of many generations: what a processor does before anything else."""
+    fill(bed, flags.window)
+    window, made = learned(bed), batches(max(1, flags.events // BATCH))
+    bed.database.execute(f"SET plan_cache_mode = {SESSION['plan_cache_mode']}".encode())
+    events = sum(map(len, made))
+    plain = bare(bed.database, made)
+    spent, cpu, elapsed = _Spent(bed), time.process_time(), 0.0
+    elapsed = recognise(bed.database, window, made)
+    micros = _only(spent.micros(events), "postgres") | {"processor": (time.process_time() - cpu) / events * 1e6}
+    return Figure(
+        row="dedupe", unit="events", figure=events / elapsed, reference_name="bare COPY of the same keys",
+        reference=events / plain, cpu=micros,
+        remark=f"{flags.window:,} ids in {GENERATIONS} sealed generations, each with its filter.",
+    )  # fmt: skip
+
+
+def fsync(bed: Bed, flags: Flags) -> Figure:
+    """Let the log's server take requests of 20 events with fsync always, and every second only."""
+    how: dict[str, Any] = {"kind": flags.kind, "batch": flags.batch or 20, "people": flags.people,
+           "seconds": min(flags.seconds, REFERENCE_SECONDS)}  # fmt: skip
+    always = references.raw_xadd(bed, **how)
+    bed.log.config_set("appendfsync", "everysec")
+    try:
+        every_second = references.raw_xadd(bed, **how)
+    finally:
+        bed.log.config_set("appendfsync", "always")
+    return Figure(
+        row="fsync-always", unit="events", figure=always, reference_name="XADD with fsync once a second",
+        reference=every_second, remark="64 requests wait for one fsync together.",
+    )  # fmt: skip
 
 
 def reads(bed: Bed, flags: Flags) -> Figure:
@@ -268,6 +304,8 @@ ROWS: dict[str, Row] = {
     "collector-20": collector(20),
     "collector-100": collector(100),
     "processor": processor,
+    "dedupe": repeats,
+    "fsync-always": fsync,
     "reads": reads,
     "end-to-end": end_to_end,
 }

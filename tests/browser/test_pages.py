@@ -129,7 +129,32 @@ def look_into_dead_letters(page, shoot):
     expect(page.get_by_text('"messageId": "nameless"')).to_be_visible()
     shoot("dead-letter")
     page.get_by_role("button", name="Replay").click()
-    expect(page.get_by_text("1 dead letter given back to the log.")).to_be_visible()
+    expect(page.get_by_text("would be put aside again: missing_event")).to_be_visible()
+    page.get_by_role("link", name="Cancel").click()
+    page.locator("tr", has_text="missing_id").first.get_by_role("button", name="Replay all").click()
+    expect(page.get_by_text("7 letters tried")).to_be_visible()
+    shoot("replay")
+    page.get_by_role("button", name="Confirm").click()
+    expect(page.get_by_text("7 dead letters given back to the log.")).to_be_visible()
+
+
+def trace_events(page, shoot):
+    page.get_by_role("link", name="Trace an event").click()
+    page.get_by_label("Message id").fill("i-user-1042")
+    page.get_by_role("button", name="Trace").click()
+    expect(page.get_by_role("status")).to_contain_text("stored")
+    expect(page.get_by_role("listitem").filter(has_text="email:ann.archer@example.com")).to_be_visible()
+    shoot("trace")
+    page.get_by_role("link", name="Ann Archer").click()
+    page.locator(".mt-event", has_text="group").first.locator("summary").click()
+    page.get_by_role("link", name="Trace this event").locator("visible=true").click()
+    expect(page.get_by_role("status")).to_contain_text("g-1")
+    page.get_by_label("Message id").fill("nameless")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("quarantined")
+    page.get_by_label("Message id").fill("never-sent")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Check the write key, the answer the SDK got")).to_be_visible()
 
 
 def copy_a_call(page, shoot, write_key):
@@ -158,6 +183,7 @@ def test_a_person_looks_around(page, platform, shoot):
     look_at_profiles(page, shoot)
     read_timeline(page, shoot)
     look_into_dead_letters(page, shoot)
+    trace_events(page, shoot)
     copy_a_call(page, shoot, write_key)
     read_the_api(page, shoot)
 

@@ -1,6 +1,6 @@
 """The demo while its processes are killed: nothing is lost and nothing counts twice.
 
-ROUNDS says how many kills there are (default 7, one of each program), SEED in which order.
+ROUNDS says how often each program is killed (once up to 3 rounds, twice above), SEED in which order.
 """
 
 import json
@@ -19,11 +19,12 @@ from tests.running import ROOT, environment, free_port, processes_of, wait_until
 
 pytestmark = pytest.mark.faults
 
-ROUNDS = int(os.environ.get("ROUNDS", "7"))
+KILLS = 1 if int(os.environ.get("ROUNDS", "3")) <= 3 else 2
 SEED = int(os.environ.get("SEED", "1"))
 VICTIMS = ["web", "log", "processor", "cache", "worker", "broker", "postgres"]
 DEMO_SECONDS = 300
-OUTAGE_SECONDS = 10.0
+# The supervisor pauses for 0.5, 1, 2 and 4 s after these, and the web process starts in one or two.
+KILLS_IN_A_ROW = 4
 
 
 class Demo:
@@ -80,7 +81,7 @@ def differences(comparison):
 
 def test_whatever_is_killed_during_the_replay_the_totals_are_equal(tmp_path):
     chance = random.Random(SEED)
-    victims = [VICTIMS[number % len(VICTIMS)] for number in range(ROUNDS)]
+    victims = VICTIMS * KILLS
     chance.shuffle(victims)
     with demo(tmp_path / "data") as running:
         wait_until(lambda: running.says("Martech is ready") or running.process.poll() is not None, 120)
@@ -99,8 +100,7 @@ def test_a_web_process_that_is_away_for_ten_seconds_costs_no_event(tmp_path):
     with demo(tmp_path / "data") as running:
         wait_until(lambda: running.says("Martech is ready") or running.process.poll() is not None, 120)
         time.sleep(1)
-        end = time.monotonic() + OUTAGE_SECONDS
-        while time.monotonic() < end:
+        for _ in range(KILLS_IN_A_ROW):
             running.kill("web")
             time.sleep(0.2)
         status, comparison = running.result()

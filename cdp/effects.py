@@ -1,0 +1,161 @@
+"""What one stored event did: which traits it touched, which of them still stand, and whom it joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from django.db import connection
+from django.db.models import Q
+
+from cdp.models import Edge, Identifier, IdentityDecision, Profile
+from cdp.processing import registers, store
+from cdp.processing.decode import FUTURE_TOLERANCE_US, Message
+from cdp.processing.pipeline import UNKNOWN_SOURCE, Rules, trust
+from cdp.processing.traits import Folder
+from martech.lib import clock
+from martech.lib.errors import ConfigurationError
+
+CURRENT, OLDER, REFUSED, GONE = "current", "older", "refused", "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A computed trait that counts the event, by the definitions of now: what it contributed, and the whole."""
+
+    name: str
+    contributed: Any
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A trait that the event set: `outcome` is current, older (than what `winner` set at `won_at`), refused or gone."""
+
+    name: str
+    value: Any
+    outcome: str
+    winner: str
+    won_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An identity decision that the event led to."""
+
+    id: int
+    kind: str
+    reason: str
+    profile_id: UUID
+    other_id: UUID | None
+    identifiers: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Two identifiers that the event is the strongest evidence for; `refused` says why they were kept apart."""
+
+    left: dict[str, str]
+    right: dict[str, str]
+    refused: str
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """All of it."""
+
+    computed: list[Computed]
+    given: list[Given]
+    decisions: list[Decision]
+    edges: list[Joined]
+
+
+def load_rules() -> Rules:
+    """Return the definitions and the sources' rules of now; without definitions where they cannot be used."""
+    connection.ensure_connection()
+    driver = connection.connection
+    try:
+        return Rules.load(driver, 0)
+    except (ConfigurationError, ArithmeticError, LookupError, TypeError, ValueError):
+        # They halt the processor, which says why; what became of an event can be told all the same.
+        return Rules(0, Folder([]), {one: trust(row.kind, row.rules) for one, row in store.sources(driver).items()})
+
+
+def effects(message: Message, rules: Rules, *, anchor_id: int, profiles: Sequence[UUID], now: UUID | None) -> Effects:
+    """Return what an event did; `profiles` are those it was given to since, `now` the one that has it."""
+    row = Profile.objects.filter(pk__in=[now]).values_list("computed_traits", flat=True).first() or {}
+    return Effects(
+        computed=_computed(message, rules, row),
+        given=_given(message, rules, now) if message.type == "identify" else [],
+        decisions=_decisions(message, profiles),
+        edges=_edges(message, anchor_id),
+    )
+
+
+def _computed(message: Message, rules: Rules, values: dict[str, Any]) -> list[Computed]:
+    states: dict[str, Any] = {}
+    rules.folder.fold(states, message)
+    contributed = msgspec.json.decode(msgspec.json.encode(rules.folder.present(states)))
+    return [Computed(name, value, values.get(name)) for name, value in contributed.items()]
+
+
+def _given(message: Message, rules: Rules, now: UUID | None) -> list[Given]:
+    allowed = rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+    lifted = registers.lift(
+        message.properties,
+        at_us=min(message.occurred_us, message.received_us + FUTURE_TOLERANCE_US),
+        rank=1 - allowed.source_class,
+        message_id=message.message_id,
+    )
+    held = _registers(now)
+    return [_compared(name, one, held.get(name), allowed.refused_traits) for name, one in sorted(lifted.items())]
+
+
+def _registers(profile_id: UUID | None) -> registers.Registers:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT registers::text FROM customer_profiles WHERE id = %s", [profile_id])
+        row = cursor.fetchone()
+    return registers.load(row[0]) if row else {}
+
+
+def _compared(name: str, mine: registers.Register, held: registers.Register | None, refused: frozenset[str]) -> Given:
+    value = msgspec.json.decode(mine.value)
+    if name in refused:
+        return Given(name, value, REFUSED, "", None)
+    if held is None:
+        return Given(name, value, GONE, "", None)
+    outcome = CURRENT if (held.message_id, held.at_us) == (mine.message_id, mine.at_us) else OLDER
+    return Given(name, value, outcome, held.message_id, clock.from_us(held.at_us))
+
+
+def _decisions(message: Message, profiles: Sequence[UUID]) -> list[Decision]:
+    # By profile, for which there is an index.
+    rows = IdentityDecision.objects.filter(
+        profile_id__in=profiles, message_id=message.message_id, source_id=message.source_id
+    )
+    return [
+        Decision(row.pk, row.kind, row.reason, row.profile_id, row.other_id, _pairs(row.detail.get("identifiers", [])))
+        for row in rows.order_by("pk")
+    ]
+
+
+def _edges(message: Message, anchor_id: int) -> list[Joined]:
+    rows = Edge.objects.filter(
+        Q(left_id=anchor_id) | Q(right_id=anchor_id), message_id=message.message_id, source_id=message.source_id
+    )
+    return [
+        Joined(_identifier(row.left), _identifier(row.right), row.refused)
+        for row in rows.select_related("left", "right").order_by("pk")
+    ]
+
+
+def _identifier(row: Identifier) -> dict[str, str]:
+    return {"namespace": row.namespace, "value": row.value}
+
+
+def _pairs(identifiers: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    return [{"namespace": namespace, "value": value} for namespace, value in identifiers]
