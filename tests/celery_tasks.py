@@ -106,6 +106,14 @@ def leave_effect(key):
     time.sleep(0.3)
 
 
+@shared_task(time_limit=30, soft_time_limit=29)
+def outlast_redelivery():
+    """Run for longer than the broker waits before it delivers the message again."""
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO effects VALUES ('outlasted')")
+    time.sleep(7)
+
+
 @shared_task(bind=True)
 def tick(self):
     """Have an effect for each run of a slot."""

@@ -136,22 +136,38 @@ def test_a_task_whose_worker_was_killed_is_delivered_again(own_database, tmp_pat
     assert (run.status, run.attempts) == ("succeeded", 2)
 
 
-def test_a_worker_that_was_busy_to_its_limit_while_the_broker_was_away_takes_tasks_again(own_database, tmp_path):
-    with own_valkey("broker") as broker:
-        fleet = Fleet(own_database, broker, logs=tmp_path)
+@pytest.fixture
+def fleet(own_database, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with own_valkey("broker") as server:
+        fleet = Fleet(own_database, server, logs=tmp_path)
         try:
-            fleet.worker(concurrency=1)
-            fleet.send(tasks.leave_effect, "before")
-            wait_until(fleet.effects)
-            broker.kill()
-            # The task ends, and nobody can be told.
-            wait_until(lambda: not open_runs())
-            time.sleep(0.5)
-            broker.start()
-            fleet.send(tasks.leave_effect, "after")
-            wait_until(lambda: fleet.effects() == {"before": 1, "after": 1})
+            yield fleet
         finally:
             fleet.end()
+
+
+def test_a_task_that_is_delivered_again_while_it_runs_runs_once(fleet):
+    fleet.worker()
+    result = fleet.send(tasks.outlast_redelivery)
+    run = ended(result)
+    wait_until(lambda: fleet.waiting() == 0)
+    assert (run.status, run.attempts) == ("succeeded", 1)
+    assert fleet.effects() == {"outlasted": 1}
+    assert counted("martech_task_runs_total", "state")["outlast_redelivery", "twice"] > 0
+
+
+def test_a_worker_that_was_busy_to_its_limit_while_the_broker_was_away_takes_tasks_again(fleet):
+    fleet.worker(concurrency=1)
+    fleet.send(tasks.leave_effect, "before")
+    wait_until(fleet.effects)
+    fleet.broker.kill()
+    # The task ends, and nobody can be told.
+    wait_until(lambda: not open_runs())
+    time.sleep(0.5)
+    fleet.broker.start()
+    fleet.send(tasks.leave_effect, "after")
+    wait_until(lambda: fleet.effects() == {"before": 1, "after": 1})
 
 
 def test_a_task_that_finds_postgresql_away_comes_again(own_database):

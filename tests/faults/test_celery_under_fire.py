@@ -134,6 +134,8 @@ def test_messages_that_all_come_twice_have_one_effect_each(fleet):
     assert fleet.effects() == Counter(keys)
     runs = TaskRun.objects.filter(task="tests.celery_tasks.leave_effect")
     assert Counter(runs.values_list("status", "attempts")) == {("succeeded", 1): len(keys)}
+    # Nothing gathers in the broker.
+    assert {key.partition(b".")[0] for key in fleet.client.scan_iter()} <= {b"_kombu", b"unacked_mutex"}
 
 
 def test_two_beats_have_each_slot_run_once(fleet, chance):
