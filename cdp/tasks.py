@@ -1,5 +1,7 @@
 """The platform's own chores; `martech.celery` says when. Each may run twice, and at the same time as itself."""
 
+from datetime import timedelta
+
 import psycopg
 from celery import shared_task
 from django.conf import settings
@@ -7,6 +9,9 @@ from django.db import connection
 from django.utils import timezone
 
 from cdp import integrity, keys, partitions, task_runs
+
+# How far clocks, queues and a wait between two tries may move the end of a task's last delivery.
+LOST_MARGIN_SECONDS = 600
 
 
 @shared_task
@@ -43,6 +48,13 @@ def prove_events() -> None:
 def prove_partition(name: str) -> None:
     """Prove that every event of a partition has its profile."""
     integrity.count_orphans(_psycopg(), name)
+
+
+@shared_task
+def close_lost_task_runs() -> None:
+    """Close the runs whose worker died and whose message cannot come any more."""
+    seconds = settings.TASK_SECONDS + settings.TASK_REDELIVERY_SECONDS + LOST_MARGIN_SECONDS
+    task_runs.close_lost(before=timezone.now() - timedelta(seconds=seconds))
 
 
 @shared_task

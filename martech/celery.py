@@ -15,11 +15,14 @@ from celery import Celery, signals
 from celery.exceptions import SecurityWarning
 from celery.schedules import crontab
 
+from martech import broker
+
 # Celery's command puts BROKER_URL there, as it stands: it does not know what we call a Unix socket.
 os.environ.pop("CELERY_BROKER_URL", None)
 # It warns root about pickled messages, and only JSON is taken here.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
+broker.install()
 app = Celery("martech", task_cls="martech.task:Task")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 # The third place of the three; the shortest of them wins.
@@ -41,6 +44,7 @@ def at(task: str, **when: str) -> dict[str, Any]:
 app.conf.beat_schedule = {
     "Heartbeat of worker and beat": every(30, "cdp.tasks.heartbeat"),
     "Publish keys": every(60, "cdp.tasks.publish_keys"),
+    "Close lost task runs": every(60, "cdp.tasks.close_lost_task_runs"),
     "Make table partitions ahead": at("cdp.tasks.make_partitions", minute="7"),
     "Drop old table partitions": at("cdp.tasks.drop_partitions", hour="3", minute="20"),
     "Prove that events have profiles": at("cdp.tasks.prove_events", hour="2", minute="40"),

@@ -9,6 +9,7 @@ from martech.lib.errors import MartechError
 from martech.vitals import Database, Vitals
 
 OK, DEGRADED, DOWN = "ok", "degraded", "down"
+NAMES = ("log", "keys", "database", "processor", "broker", "cache", "worker")
 # A heartbeat comes every 30 s; a partition that has entries moves every second.
 HEARTBEAT_SECONDS = 90.0
 STALLED_SECONDS = 60.0

@@ -1,7 +1,8 @@
 """The task that every task is.
 
 A message carries ids only and may be lost or arrive twice; the truth is in rows. So a task is acknowledged
-late, its starts are counted in a row (`TaskRun`), and the typed error decides whether it is tried again.
+late, its starts are counted in a row (`TaskRun`), it is locked while it runs, and the typed error decides whether
+it is tried again.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from uuid import UUID
 
 import psycopg
 import structlog
+from celery import signals
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TimeLimitExceeded
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError
 from prometheus_client import Counter, Histogram
 
-from cdp import task_runs
+from cdp import task_locks, task_runs
 from martech.lib.errors import MartechError, PermanentError, RetryableError
+from martech.lib.metrics import count_cpu
 
 RUNS = Counter("martech_task_runs_total", "Starts of tasks, by how they ended", ["task", "state"])
 SECONDS = Histogram(
@@ -39,6 +43,8 @@ LIST_LENGTH = 100
 # A message that is due later than this stays in a worker's memory for too long.
 LATEST_SECONDS = 300
 DATABASE_SECONDS = 2.0
+# A message of a task that runs comes again after this, until the run is over: should its process die, it is there.
+TWIN_SECONDS = 10.0
 DATABASE_AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
 
 log = structlog.get_logger("martech.task")
@@ -77,17 +83,20 @@ class Task(DjangoTask):
         return super().apply_async(args, kwargs, task_id, **options)
 
     def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Count the start; end a task here that has ended before, or has been started too often."""
+        """Lock the task and count the start; end it here when it has ended before, or was started too often."""
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(task=self.name, task_id=task_id)
         self.request.started = time.monotonic()
         try:
-            started = task_runs.start(task_id, self.name)
+            if not task_locks.take(task_id) and not task_runs.is_over(task_id):
+                self._come_after_twin()
+            started = task_runs.start(task_id, self.name, self.request.get("slot"))
         except DATABASE_AWAY as error:
             self._again(error, DATABASE_SECONDS)
         if started.lost:
             RUNS.labels(self.name, "lost").inc()
         if started.over:
+            RUNS.labels(self.name, "twice").inc()
             raise Ignore("its message came twice")
         self.request.attempts = started.attempts
         if due := self.request.get("due_at"):
@@ -112,21 +121,53 @@ class Task(DjangoTask):
                 raise
             self._again(error, wait)
 
+    def retry(self, args: Any = None, kwargs: Any = None, exc: Exception | None = None, **options: Any) -> Any:
+        """Let go of the task before its next message is sent: whoever takes that finds it free."""
+        # What cannot be sent is no reason to let go.
+        check_arguments(self.name, args or (), kwargs or {})
+        _due(self.name, options)
+        if not self.request.called_directly and task_locks.holds(self.request.id):
+            self._note(self.request.id, task_runs.Status.RETRYING, exc)
+            task_locks.release(self.request.id)
+        return self._send_again(args, kwargs, exc, **options)
+
+    def _send_again(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().retry(*args, **options)
+        except Reject as error:
+            # The broker did not take it: the message that came goes back, instead of being lost.
+            raise Reject(error.reason, requeue=True) from error
+
+    def _come_after_twin(self) -> NoReturn:
+        """Come again when the run of another message of this task, which may die yet, is over."""
+        RUNS.labels(self.name, "twice").inc()
+        self.request.is_twin = True
+        if self.request.is_eager:
+            raise Ignore("it runs already")
+        # A message that waits for longer than this is delivered again meanwhile.
+        wait = min(TWIN_SECONDS, settings.TASK_REDELIVERY_SECONDS / 3)
+        raise self._send_again(countdown=wait, throw=False)
+
     def _again(self, error: Exception, wait: float) -> NoReturn:
         jitter = 1 + random.random() / 2  # noqa: S311 - no secret
         raise self.retry(exc=error, countdown=min(wait * jitter, LATEST_SECONDS), throw=False)
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         self._ended(task_id, task_runs.Status.SUCCEEDED)
+        self._note(task_id, task_runs.Status.SUCCEEDED)
 
     def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        self._ended(task_id, task_runs.Status.RETRYING, exc)
+        # `retry` has noted it.
+        if not self.request.get("is_twin"):
+            self._ended(task_id, task_runs.Status.RETRYING, exc)
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         self._ended(task_id, task_runs.Status.FAILED, exc)
+        self._note(task_id, task_runs.Status.FAILED, exc)
 
     def after_return(self, *_: Any) -> None:
         structlog.contextvars.clear_contextvars()
+        count_cpu("worker")
 
     def _ended(self, task_id: str, status: str, error: Exception | None = None) -> None:
         RUNS.labels(self.name, status).inc()
@@ -135,10 +176,18 @@ class Task(DjangoTask):
         words = _words(error)
         if status == task_runs.Status.RETRYING or isinstance(error, MartechError):
             log.warning("task did not succeed", task=self.name, task_id=task_id, status=str(status), error=words)
+
+    def _note(self, task_id: str, status: str, error: Exception | None = None) -> None:
         try:
-            task_runs.end(task_id, status, words)
-        except DatabaseError as away:
+            task_runs.end(task_id, status, _words(error))
+        except (DatabaseError, InterfaceError) as away:
             log.warning("task's end was not noted", task=self.name, task_id=task_id, error=str(away))
+
+
+@signals.task_postrun.connect
+def _let_go(task_id: str, **_: Any) -> None:
+    """Unlock a task however it ended: Celery tells its tasks of some ends only."""
+    task_locks.release(task_id)
 
 
 def check_arguments(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import redis
 from django.conf import settings
 from django.db import connection
 
+from cdp import task_locks
 from cdp.collector import keys, pressure
 from cdp.engines.leases import ALIVE, PROCESSORS
 from cdp.log import open_log
@@ -71,7 +72,8 @@ class Database:
     """What PostgreSQL knows. `owned` counts the log partitions that a living processor holds.
 
     `halted` is why a processor stands still, "" where none does.
-    `heartbeat` is the age of the last completed heartbeat of beat and worker in seconds, None for none yet.
+    `heartbeat` is the age of the last completed heartbeat of beat and worker in seconds, None for none yet;
+    `running` counts the tasks that a living worker runs.
     """
 
     version: int
@@ -83,6 +85,7 @@ class Database:
     halted: str = ""
     lock_waits: list[LockWaits] = field(default_factory=list)
     duplicates: Duplicates | None = None
+    running: int = 0
 
 
 @dataclass(slots=True)
@@ -154,6 +157,7 @@ def read_database() -> Database:
             _halted(own),
             _lock_waits(own),
             _duplicates(own),
+            _running(own),
         )
 
 
@@ -204,6 +208,15 @@ def _duplicates(own: psycopg.Connection[Any]) -> Duplicates | None:
         " FROM cdp_duplicategeneration HAVING count(*) > 0"
     ).fetchone()
     return Duplicates(*row) if row else None
+
+
+def _running(own: psycopg.Connection[Any]) -> int:
+    return _value(
+        own,
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objsubid = 2 AND granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        task_locks.LOCK_CLASS,
+    )
 
 
 def _dead_letters(own: psycopg.Connection[Any]) -> int:

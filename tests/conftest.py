@@ -48,6 +48,8 @@ def own_database(database_url, django_db_blocker):
     """Point Django at a fresh database of this test's own, where commits stay and other processes see them."""
     from django.db import connection
 
+    from cdp import task_locks
+
     with django_db_blocker.unblock():
         connection.close()
         connection.close_pool()
@@ -56,6 +58,7 @@ def own_database(database_url, django_db_blocker):
         try:
             yield database_url
         finally:
+            task_locks.close()
             connection.close()
             connection.close_pool()
             connection.settings_dict["NAME"] = before

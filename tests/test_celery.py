@@ -14,16 +14,17 @@ import pytest
 import redis
 from django.db import connection
 from django_celery_beat.models import PeriodicTask
-from django_celery_beat.schedulers import DatabaseScheduler
-from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
-from cdp import task_runs
+from cdp import task_locks, task_runs
 from cdp.models import TaskRun
+from martech.beat import SlotScheduler
 from martech.celery import app
-from martech.lib import metrics
 from martech.lib.errors import PermanentError
 from tests import celery_tasks as tasks
+from tests.celery_fleet import Fleet, counted, open_runs
+from tests.running import wait_until
+from tests.valkey import own_valkey
 
 TOO_LONG = "It ran for longer than it may. Let it do less at a time, or raise TASK_SECONDS."
 ID = "6b1f0f4c-0000-4000-8000-000000000001"
@@ -81,22 +82,11 @@ def ended(result, seconds=25):
     raise AssertionError(f"not ended after {seconds} s: {list(TaskRun.objects.values())}")
 
 
-def counted(name, *labels):
-    """Return what the worker's metrics say, by task and further labels."""
-    body, _ = metrics.render("")
-    return {
-        (sample.labels["task"].rpartition(".")[2], *(sample.labels[label] for label in labels)): sample.value
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-        if sample.name == name
-    }
-
-
 def test_tasks_end_as_their_errors_say_and_are_counted(running):
     sent = {
         task: task.delay()
         for task in (
-            tasks.succeed, tasks.fail, tasks.break_down, tasks.come_later, tasks.come_much_later,
+            tasks.succeed, tasks.fail, tasks.break_down, tasks.come_later, tasks.come_much_later, tasks.come_too_late,
             tasks.run_for_long, tasks.run_for_ever, tasks.poison,
         )
     }  # fmt: skip
@@ -107,6 +97,7 @@ def test_tasks_end_as_their_errors_say_and_are_counted(running):
         "break_down": ("failed", 1, "ZeroDivisionError: a bug"),
         "come_later": ("failed", 3, "Not yet."),
         "come_much_later": ("failed", 1, "Not today."),
+        "come_too_late": ("failed", 1, runs["come_too_late"].error),
         "run_for_long": ("failed", 1, TOO_LONG),
         "run_for_ever": ("failed", 1, TOO_LONG),
         "poison": (
@@ -115,6 +106,7 @@ def test_tasks_end_as_their_errors_say_and_are_counted(running):
             "It came to no end in 1 starts: its process died. Correct the cause, then send it again.",
         ),
     }
+    assert "would wait 3600 s in the broker" in runs["come_too_late"].error
     assert {run.ended_at > run.started_at for run in runs.values()} == {True}
     assert counted("martech_task_runs_total", "state") == {
         ("succeed", "succeeded"): 1,
@@ -123,6 +115,7 @@ def test_tasks_end_as_their_errors_say_and_are_counted(running):
         ("come_later", "retrying"): 2,
         ("come_later", "failed"): 1,
         ("come_much_later", "failed"): 1,
+        ("come_too_late", "failed"): 1,
         ("run_for_long", "failed"): 1,
         ("run_for_ever", "failed"): 1,
         ("poison", "lost"): 1,
@@ -141,6 +134,40 @@ def test_a_task_whose_worker_was_killed_is_delivered_again(own_database, tmp_pat
     with worker(own_database):
         run = ended(result)
     assert (run.status, run.attempts) == ("succeeded", 2)
+
+
+@pytest.fixture
+def fleet(own_database, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with own_valkey("broker") as server:
+        fleet = Fleet(own_database, server, logs=tmp_path)
+        try:
+            yield fleet
+        finally:
+            fleet.end()
+
+
+def test_a_task_that_is_delivered_again_while_it_runs_runs_once(fleet):
+    fleet.worker()
+    result = fleet.send(tasks.outlast_redelivery)
+    run = ended(result)
+    wait_until(lambda: fleet.waiting() == 0)
+    assert (run.status, run.attempts) == ("succeeded", 1)
+    assert fleet.effects() == {"outlasted": 1}
+    assert counted("martech_task_runs_total", "state")["outlast_redelivery", "twice"] > 0
+
+
+def test_a_worker_that_was_busy_to_its_limit_while_the_broker_was_away_takes_tasks_again(fleet):
+    fleet.worker(concurrency=1)
+    fleet.send(tasks.leave_effect, "before")
+    wait_until(fleet.effects)
+    fleet.broker.kill()
+    # The task ends, and nobody can be told.
+    wait_until(lambda: not open_runs())
+    time.sleep(0.5)
+    fleet.broker.start()
+    fleet.send(tasks.leave_effect, "after")
+    wait_until(lambda: fleet.effects() == {"before": 1, "after": 1})
 
 
 def test_a_task_that_finds_postgresql_away_comes_again(own_database):
@@ -229,6 +256,56 @@ def test_a_message_that_comes_twice_runs_once(own_database):
     assert (run.status, run.attempts) == ("succeeded", 1)
 
 
+def test_a_message_of_a_task_that_runs_elsewhere_comes_again_until_that_is_over(running, own_database):
+    with psycopg.connect(own_database, autocommit=True) as other:
+        lock(other, ID)
+        tasks.succeed.apply_async([1], task_id=ID)
+        wait_until(lambda: counted("martech_task_runs_total", "state") == {("succeed", "twice"): 1})
+        assert not TaskRun.objects.exists()
+    # The other one died before it came to an end.
+    run = ended(tasks.succeed.AsyncResult(ID))
+    assert (run.status, run.attempts) == ("succeeded", 1)
+
+
+def lock(session, task_id):
+    """Hold a task, as a worker that runs it does."""
+    session.execute("SELECT pg_advisory_lock(%s, %s)", task_locks._keys(task_id))
+
+
+def test_a_lock_is_one_sessions_and_ends_with_it(own_database):
+    with psycopg.connect(own_database, autocommit=True) as other:
+        lock(other, ID)
+        assert not task_locks.take(ID)
+        assert not task_locks.holds(ID)
+    assert wait_until(lambda: task_locks.take(ID))
+    assert task_locks.take(ID)
+    with psycopg.connect(own_database, autocommit=True) as other:
+        taken = "SELECT pg_try_advisory_lock(%s, %s)"
+        assert other.execute(taken, task_locks._keys(ID)).fetchone() == (False,)
+        task_locks.release(ID)
+        assert other.execute(taken, task_locks._keys(ID)).fetchone() == (True,)
+    assert not task_locks.holds(ID)
+
+
+def test_a_session_that_was_ended_meanwhile_is_replaced(own_database):
+    assert task_locks.take(ID)
+    with psycopg.connect(own_database, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s",
+            [task_locks.LOCK_CLASS],
+        )
+    assert task_locks.take(str(uuid.UUID(int=1)))
+    assert not task_locks.holds(ID)
+
+
+@pytest.mark.parametrize("task", [tasks.succeed, tasks.fail, tasks.break_down, tasks.ignore])
+def test_a_task_is_let_go_of_however_it_ends(task, own_database):
+    result = task.apply(task_id=ID)
+    assert TaskRun.objects.get().attempts == 1
+    assert result.id == ID
+    assert not task_locks.holds(ID)
+
+
 def test_a_task_that_waits_to_run_again_is_not_over(own_database):
     started = task_runs.start(ID, "some.task")
     assert (started.attempts, started.before, started.over, started.lost) == (1, "", False, False)
@@ -241,7 +318,7 @@ def test_a_task_that_waits_to_run_again_is_not_over(own_database):
 
 
 def test_the_schedule_is_written_for_the_admin_who_may_switch_lines_off(own_database):
-    DatabaseScheduler(app=app)
+    SlotScheduler(app=app)
     rows = {row.name: row for row in PeriodicTask.objects.all()}
     assert rows.keys() == app.conf.beat_schedule.keys()
     heartbeat = rows["Heartbeat of worker and beat"]
@@ -249,7 +326,7 @@ def test_the_schedule_is_written_for_the_admin_who_may_switch_lines_off(own_data
         "cdp.tasks.heartbeat", "<freq: 30.00 seconds>", 30,
     )  # fmt: skip
     PeriodicTask.objects.filter(id=heartbeat.id).update(enabled=False)
-    DatabaseScheduler(app=app)
+    SlotScheduler(app=app)
     assert not PeriodicTask.objects.get(id=heartbeat.id).enabled
 
 

@@ -3,13 +3,15 @@
 import uuid
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 import redis
 from django.conf import settings
 from django.db import connection
+from django.utils import timezone
 from prometheus_client import REGISTRY
 
-from cdp import integrity, partitions, task_runs, tasks
+from cdp import integrity, partitions, task_locks, task_runs, tasks
 from cdp.collector.keys import PUBLISHED, TABLE, keys_url
 from cdp.models import Identifier, TaskRun
 from tests.factories import make_event, make_profile, make_source
@@ -93,15 +95,55 @@ def make_run(status, *, days):
     return TaskRun.objects.create(id=uuid.uuid4(), task="some.task", status=status, attempts=1, started_at=started)
 
 
-def test_old_runs_are_forgotten_and_lost_ones_closed():
-    old, young = make_run("succeeded", days=8), make_run("succeeded", days=6)
-    lost, running = make_run("started", days=2), make_run("started", days=0)
+def test_old_runs_are_forgotten():
+    make_run("succeeded", days=8)
+    young = make_run("succeeded", days=6)
     assert task_runs.prune(days=7, now=NOW) == 1
-    assert set(TaskRun.objects.values_list("id", "status")) == {
-        (young.id, "succeeded"), (lost.id, "failed"), (running.id, "started"),
-    }  # fmt: skip
-    assert not TaskRun.objects.filter(id=old.id).exists()
-    assert TaskRun.objects.get(id=lost.id).error == "Its worker was lost, and the broker did not deliver it again."
+    assert TaskRun.objects.get().id == young.id
+
+
+def lost(run):
+    """Return what became of a run."""
+    run.refresh_from_db()
+    return run.status, run.error
+
+
+def test_runs_that_nobody_runs_and_no_message_can_bring_back_are_closed(own_database):
+    started, retrying, running = make_run("started", days=1), make_run("retrying", days=1), make_run("started", days=1)
+    young, over = make_run("started", days=0), make_run("succeeded", days=1)
+    with psycopg.connect(own_database, autocommit=True) as worker:
+        worker.execute("SELECT pg_advisory_lock(%s, %s)", task_locks._keys(str(running.id)))
+        assert task_runs.close_lost(before=NOW - timedelta(hours=1)) == 2
+    words = "Its worker was lost, and the broker did not deliver it again."
+    assert [lost(run) for run in (started, retrying, running, young, over)] == [
+        ("failed", words), ("failed", words), ("started", ""), ("started", ""), ("succeeded", ""),
+    ]  # fmt: skip
+    assert not task_locks.holds(str(started.id))
+
+
+def test_a_run_that_was_given_up_goes_on_when_its_message_comes_all_the_same():
+    run = make_run("started", days=1)
+    task_runs.close_lost(before=NOW)
+    assert not task_runs.start(str(run.id), "some.task").over
+    task_runs.end(str(run.id), "succeeded")
+    assert lost(run) == ("succeeded", "")
+    assert task_runs.start(str(run.id), "some.task").over
+
+
+def test_a_run_that_was_given_up_while_it_went_on_ends_as_it_did():
+    run = make_run("started", days=1)
+    task_runs.close_lost(before=NOW)
+    task_runs.end(str(run.id), "succeeded")
+    assert lost(run) == ("succeeded", "")
+
+
+def test_runs_are_closed_once_no_delivery_can_be_under_way(settings):
+    times = settings.TASK_SECONDS + settings.TASK_REDELIVERY_SECONDS + tasks.LOST_MARGIN_SECONDS
+    runs = [make_run("started", days=0) for _ in range(2)]
+    for run, seconds in zip(runs, (times + 5, times - 60), strict=True):
+        TaskRun.objects.filter(id=run.id).update(started_at=timezone.now() - timedelta(seconds=seconds))
+    tasks.close_lost_task_runs.apply(throw=True)
+    assert [lost(run)[0] for run in runs] == ["failed", "started"]
 
 
 def test_a_heartbeat_is_a_run_that_ended_well():

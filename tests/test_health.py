@@ -26,7 +26,7 @@ from cdp.engines.leases import Leases
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
 from cdp.models import Checkpoint, DeadLetter, DuplicateGeneration, TaskRun
-from martech import health, vitals
+from martech import health, readiness, vitals
 from tests.factories import make_source
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -365,6 +365,20 @@ def test_the_doctor_names_what_is_amiss_and_fails(platform):
     status, told = doctor()
     assert (status, told.splitlines()[-1]) == (1, "Something is amiss, see above.")
     assert "martech.E003" in told
+
+
+def test_the_doctor_looks_at_one_part_alone(platform):
+    platform.CONFIG = replace(platform.CONFIG, cache_url=NOWHERE)
+    status, told = doctor("--part", "worker", "--json")
+    assert (status, [part["name"] for part in json.loads(told)["parts"]]) == (0, ["worker"])
+    assert doctor("--part", "cache")[0] == 1
+    TaskRun.objects.update(ended_at=timezone.now() - timedelta(seconds=91))
+    assert doctor("--part", "worker")[0] == 1
+
+
+def test_each_part_can_be_asked_for(platform):
+    parts = readiness.judge(vitals.gather(), partitions=8)
+    assert tuple(part.name for part in parts) == readiness.NAMES
 
 
 def test_lock_waits_are_shown_by_process(platform, own_database):

@@ -1,4 +1,4 @@
-"""A log server that a test may stop, start and misconfigure."""
+"""A server that a test may stop, start and misconfigure."""
 
 import subprocess
 import tempfile
@@ -12,10 +12,10 @@ from martech.embedded.valkey import ValkeyServer
 
 
 class OwnValkey:
-    """One Valkey with the log's settings, in a directory of its own."""
+    """One Valkey with the settings of its role, in a directory of its own."""
 
-    def __init__(self, home: Path) -> None:
-        self._server = ValkeyServer("log", home / "data", home / "s")
+    def __init__(self, home: Path, role: str = "log") -> None:
+        self._server = ValkeyServer(role, home / "data", home / "s")
         self._server.prepare()
         self._process = None
         self.url = self._server.url
@@ -43,11 +43,11 @@ class OwnValkey:
 
 
 @contextmanager
-def own_valkey():
+def own_valkey(role="log"):
     """Run a server until the end of the block."""
     # A short path, since a socket's may have 107 bytes at the most.
     with tempfile.TemporaryDirectory(prefix="mt-", dir="/tmp") as home:
-        server = OwnValkey(Path(home))
+        server = OwnValkey(Path(home), role)
         server.start()
         try:
             yield server

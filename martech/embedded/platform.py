@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from martech.embedded import first_run, options, programs
+from martech.embedded import first_run, options, programs, watchdog
 from martech.embedded.first_run import Access
 from martech.embedded.home import Home
 from martech.embedded.options import Options
@@ -99,6 +99,7 @@ def _started(settings: Options, home: Home) -> Iterator[Platform]:
         for program in programs.programs(settings):
             supervisor.start(program)
         _await_ready(settings, supervisor)
+        watchdog.start(supervisor, concurrency=settings.worker_concurrency)
         yield Platform(settings, access, supervisor, base_url(settings))
 
 

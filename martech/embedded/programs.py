@@ -46,7 +46,7 @@ def _programs(options: Options, python: str) -> list[Program]:
             name="beat",
             command=[
                 python, "-m", "celery", "-q", "-A", "martech.celery", "beat", "-S",
-                "django_celery_beat.schedulers:DatabaseScheduler",
+                "martech.beat:SlotScheduler",
             ],
             stage=STAGE_PROGRAMS,
         ),

@@ -109,6 +109,25 @@ class Supervisor:
         """Return the process id of a program while it runs."""
         return self._children[name].pid
 
+    def uptime(self, name: str) -> float:
+        """Return for how many seconds the present process of a program has run; 0 while there is none."""
+        child = self._children[name]
+        return time.monotonic() - child.began if child.pid is not None else 0.0
+
+    def restart(self, name: str, why: str) -> None:
+        """End a program, which then starts again; one that clings on is killed."""
+        child = self._children[name]
+        pid = child.pid
+        if pid is None or self.stopping.is_set():
+            return
+        self.say(f"{name} is started again: {why}")
+        child.signal(child.program.stop_signals[0])
+        deadline = time.monotonic() + child.program.grace
+        while child.pid == pid and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if child.pid == pid:
+            child.kill()
+
     def ends(self, name: str) -> tuple[int, str]:
         """Return how often a program ended by itself, and the most telling of the last lines it printed."""
         child = self._children[name]
@@ -189,6 +208,7 @@ class _Child:
         self.program = program
         self.thread = threading.Thread(target=self._live, name=program.name, daemon=True)
         self.pid: int | None = None
+        self.began = 0.0
         self.ends = 0
         self.last_lines: deque[str] = deque(maxlen=8)
         self._supervisor = supervisor
@@ -235,6 +255,7 @@ class _Child:
             self._end = _describe(message.data["returncode"])
 
     def _has_started(self, pid: int) -> None:
+        self.began = time.monotonic()
         self.pid = pid
         self._supervisor.tell_guard(f"+ {pid} {self.program.abandoned_signal.value}")
         leftovers.note(self._supervisor.pids, self.program.name, pid, self.program.abandoned_signal)
