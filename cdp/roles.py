@@ -11,7 +11,7 @@ from typing import Any
 VIEWER, OPERATOR, ADMIN = "viewer", "operator", "admin"
 
 _VIEW = [
-    "checkpoint", "deadletter", "event", "identifier", "identitydecision", "profile", "source", "taskrun",
+    "checkpoint", "deadletter", "event", "identifier", "identitydecision", "processor", "profile", "source", "taskrun",
     "traitdefinition",
 ]  # fmt: skip
 _SCHEDULE = ["clockedschedule", "crontabschedule", "intervalschedule", "periodictask", "solarschedule"]

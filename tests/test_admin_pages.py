@@ -4,7 +4,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
 
-from cdp.models import ApiKey, TaskRun
+from cdp.models import ApiKey, Checkpoint, Processor, TaskRun
 from tests.factories import (
     NOON,
     make_api_key,
@@ -26,6 +26,7 @@ LISTS = {
     "cdp_traitdefinition": {"viewer", "operator", "admin"},
     "cdp_event": {"viewer", "operator", "admin"},
     "cdp_checkpoint": {"viewer", "operator", "admin"},
+    "cdp_processor": {"viewer", "operator", "admin"},
     "cdp_taskrun": {"viewer", "operator", "admin"},
     "cdp_apikey": {"admin"},
     "auth_user": {"admin"},
@@ -43,12 +44,19 @@ def rows():
     make_event(ann, shop)
     make_api_key("all")
     run = TaskRun.objects.create(id=ann.pk, task="cdp.tasks.x", status="failed", error="boom", started_at=NOON)
+    processor = Processor.objects.create(
+        log="redis:1", host="one", pid=17, backend_pid=4, backend_started_at=NOON, started_at=NOON, expires_at=NOON
+    )
     return {
         "cdp_profile": ann,
         "cdp_source": shop,
         "cdp_deadletter": make_dead_letter(shop),
         "cdp_identitydecision": make_decision(ann, visitor, source=shop),
         "cdp_traitdefinition": 1,
+        "cdp_processor": processor,
+        "cdp_checkpoint": Checkpoint.objects.create(
+            log="redis:1", partition=3, position="5-0", updated_at=NOON, owner=processor.pk
+        ),
         "cdp_taskrun": run,
         "cdp_apikey": ApiKey.objects.get(),
     }
@@ -148,3 +156,12 @@ def test_a_periodic_task_can_be_looked_at_and_changed(client):
     assert "tidy" in page.text
     assert client.get(reverse("admin:django_celery_beat_periodictask_add")).status_code == 200
     assert client.get(reverse("admin:django_celery_beat_intervalschedule_change", args=[every.pk])).status_code == 200
+
+
+@pytest.mark.usefixtures("rows")
+def test_checkpoints_say_who_holds_them(client):
+    client.force_login(make_user("viewer"))
+    assert "one:17" in client.get(reverse("admin:cdp_checkpoint_changelist")).text
+    page = client.get(reverse("admin:cdp_processor_changelist")).text
+    assert "working" in page
+    assert "shared" in page

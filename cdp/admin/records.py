@@ -1,4 +1,4 @@
-"""Rows to look at: decisions, definitions, checkpoints and task runs."""
+"""Rows to look at: decisions, definitions, checkpoints, processors and task runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import CharField, OuterRef, Subquery, Value
+from django.db.models.functions import Concat
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 from unfold.decorators import display
 
 from cdp.admin.base import Records
-from cdp.models import Checkpoint, IdentityDecision, Profile, TaskRun, TraitDefinition
+from cdp.models import Checkpoint, IdentityDecision, Processor, Profile, TaskRun, TraitDefinition
 
 EMPTY = "–"
 
@@ -82,8 +84,44 @@ class TraitDefinitionAdmin(Records):
 class CheckpointAdmin(Records):
     """How far the log was processed."""
 
-    list_display = ["partition", "position", "events", "updated_at", "log"]
+    list_display = ["partition", "position", "events", "holder", "epoch", "crashes", "updated_at", "log"]
     ordering = ["log", "partition"]
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """Add the name of the process that holds each partition."""
+        holder = Processor.objects.filter(pk=OuterRef("owner"))
+        return super().get_queryset(request).annotate(
+            held_by=Subquery(holder.annotate(name=Concat("host", Value(":"), "pid", output_field=CharField()))
+                             .values("name")[:1])
+        )  # fmt: skip
+
+    @display(description="Held by", empty_value=EMPTY)
+    def holder(self, checkpoint: Any) -> str | None:
+        """Show the host and process id."""
+        return checkpoint.held_by
+
+
+@admin.register(Processor)
+class ProcessorAdmin(Records):
+    """Who takes events from the log."""
+
+    list_display = ["name", "state", "given", "started_at", "expires_at", "log"]
+    ordering = ["started_at"]
+
+    @display(description="Processor")
+    def name(self, processor: Processor) -> str:
+        """Show the host and process id."""
+        return str(processor)
+
+    @display(description="State", label={"halted": "danger", "working": "success"})
+    def state(self, processor: Processor) -> str:
+        """Show whether it stands still."""
+        return "halted" if processor.halted else "working"
+
+    @display(description="Partitions")
+    def given(self, processor: Processor) -> str:
+        """Show the partitions that it was given."""
+        return ", ".join(map(str, processor.partitions)) if processor.partitions is not None else "shared"
 
 
 @admin.register(TaskRun)

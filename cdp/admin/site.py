@@ -52,6 +52,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _list("Dead letters", "report", "deadletter"),
                 _list("Trace an event", "route", "event"),
                 _list("Checkpoints", "flag", "checkpoint"),
+                _list("Processors", "memory", "processor"),
             ],
         },
         {
