@@ -9,6 +9,7 @@ from django.db.models import Q
 from django_celery_beat.schedulers import DatabaseScheduler, ModelEntry
 
 from martech import slots
+from martech.lib.metrics import count_cpu
 
 
 class SlotEntry(ModelEntry):
@@ -42,6 +43,11 @@ class SlotScheduler(DatabaseScheduler):
     """Sends the lines in the database, under ids that follow from line and slot."""
 
     Entry = SlotEntry
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        """Send what is due, and count what that took."""
+        count_cpu("beat")
+        return super().tick(*args, **kwargs)
 
     def apply_async(self, entry: SlotEntry, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Send a line's task; one that could not be sent is due again."""

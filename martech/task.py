@@ -25,6 +25,7 @@ from prometheus_client import Counter, Histogram
 
 from cdp import task_locks, task_runs
 from martech.lib.errors import MartechError, PermanentError, RetryableError
+from martech.lib.metrics import count_cpu
 
 RUNS = Counter("martech_task_runs_total", "Starts of tasks, by how they ended", ["task", "state"])
 SECONDS = Histogram(
@@ -166,6 +167,7 @@ class Task(DjangoTask):
 
     def after_return(self, *_: Any) -> None:
         structlog.contextvars.clear_contextvars()
+        count_cpu("worker")
 
     def _ended(self, task_id: str, status: str, error: Exception | None = None) -> None:
         RUNS.labels(self.name, status).inc()

@@ -121,3 +121,11 @@ async def test_an_event_without_a_message_id_gets_one(collector, message_id):
     assert given.event.message_id.startswith("srv-")
     assert len(given.event.message_id) == 36
     assert kept.event.message_id == ""
+
+
+async def test_a_context_that_would_become_gigabytes_is_refused(collector):
+    context = {"text": "x" * 30_000}
+    answer = await collector.post("/v1/batch", {"batch": [GOOD] * 2_300, "context": context})
+    assert (answer.status_code, answer.json()["code"]) == (413, "context_too_large")
+    answer = await collector.post("/v1/batch", {"batch": [GOOD] * 2_200, "context": context})
+    assert answer.status_code == 200

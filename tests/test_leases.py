@@ -105,6 +105,20 @@ def test_a_new_connection_of_the_same_processor_is_no_death(database_url):
             assert {one.epoch for one in held.held.values()} == {2}
 
 
+def test_sessions_that_end_all_at_once_are_no_deaths(database_url):
+    with processor(database_url) as one, processor(database_url) as two:
+        assert settle(one, two) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        for _, connection in (one, two):
+            connection.close()
+        with closing(psycopg.connect(database_url, autocommit=True)) as first:
+            one[0].register(first)
+            assert settle((one[0], first), rounds=1) == [list(range(8))]
+            with closing(psycopg.connect(database_url, autocommit=True)) as second:
+                two[0].register(second)
+                rows = second.execute("SELECT DISTINCT crashes FROM cdp_checkpoint").fetchall()
+    assert rows == [(0,)]
+
+
 def test_taking_over_raises_the_epoch_and_moving_on_forgets_the_deaths(database_url):
     with processor(database_url) as (_, connection):
         for deaths in range(3):

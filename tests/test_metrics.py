@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as classic
 
@@ -130,3 +132,14 @@ def test_one_process_alone_shows_its_own(monkeypatch):
     metrics.forget_process(1)
     body, _ = metrics.render("")
     assert b"python_info" in body
+
+
+def test_the_cpu_time_of_a_process_is_counted_as_it_is_used():
+    metrics.count_cpu("test")
+    before = REGISTRY.get_sample_value("martech_process_cpu_seconds_total", {"process": "test"})
+    used = time.process_time()
+    while time.process_time() < used + 0.05:
+        pass
+    metrics.count_cpu("test")
+    after = REGISTRY.get_sample_value("martech_process_cpu_seconds_total", {"process": "test"})
+    assert 0.05 <= after - before < 0.5

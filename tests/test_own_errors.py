@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from cdp import config as cdp_config
-from cdp.engines import local
+from cdp.engines import careful, local
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, encode_entry
@@ -170,3 +170,25 @@ def test_events_that_kill_the_process_are_found_and_put_aside(config, log, core)
     assert [row["n"] for row in counts] == [21, 22]
     # Each is put aside after two deaths of all and three of its own.
     assert deaths == 8
+
+
+def trials(config, log, core):
+    """Try the next entry as a processor does that takes over, up to the end of the trial; return what is put aside."""
+    position, crashes = core.rows("SELECT position, crashes FROM cdp_checkpoint")[0].values()
+    batch = careful.tried(core.writer, core.pipeline, log, 0, position, event_bytes=2**15, crashes=crashes)
+    return [arrival.event.message_id for arrival in batch.arrivals if careful.is_killer(arrival)]
+
+
+def test_an_event_is_not_blamed_for_lost_connections_nor_for_deaths_after_its_trial(config, log, core):
+    send(log, *[message(userId="u1") for _ in range(5)])
+    with LocalEngine(config, log)._connected():
+        # The connection is lost in the middle of the trial, again and again.
+        core.rows('UPDATE cdp_checkpoint SET crashes = 2, trial = \'{"at": 3, "crashes": 2}\' RETURNING id')
+        for _ in range(4):
+            core.rows("UPDATE cdp_checkpoint SET trial = jsonb_set(trial, '{at}', '3') RETURNING id")
+            assert trials(config, log, core) == []
+        # Processors die after the trial.
+        for _ in range(4):
+            core.rows("UPDATE cdp_checkpoint SET crashes = crashes + 1 RETURNING id")
+            assert trials(config, log, core) == []
+        assert core.rows("SELECT trial->'at' AS at FROM cdp_checkpoint") == [{"at": 5}]

@@ -1,94 +1,20 @@
 """The whole platform by `manage.py up`: ready, an event through it, crashes, the end, and the second start."""
 
-import base64
 import contextlib
-import json
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.running import ROOT, environment, free_port, manage, processes_of, wait_until
+from tests.running import free_port, manage, processes_of, wait_until
+from tests.up import STOP_SECONDS, Up
 
-STOP_SECONDS = 10
 POSTGRESQL_15 = Path("/usr/lib/postgresql/15/bin")
-
-
-class Up:
-    """`manage.py up` on a data directory and a port, and what it prints."""
-
-    def __init__(self, data, port, **more):
-        self.data, self.port = data, port
-        self.log = data.with_name(f"{data.name}-{port}.log")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "up"], cwd=ROOT, env=environment(data, PORT=port, **more),
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-
-    def said(self):
-        return self.log.read_text()
-
-    def wait_ready(self):
-        wait_until(lambda: "Read the profile:" in self.said() or self.process.poll() is not None, 60)
-        assert self.process.poll() is None, self.said()
-
-    def found(self, pattern):
-        """Return what the pattern's group holds in the printed table."""
-        return re.findall(pattern, self.said())[0]
-
-    def stop(self, number=signal.SIGINT):
-        """Ask for the end; return the seconds that it took."""
-        began = time.monotonic()
-        self.process.send_signal(number)
-        self.process.wait(STOP_SECONDS + 5)
-        return time.monotonic() - began
-
-    def call(self, path, body=None, authorization=""):
-        """Return status and JSON of a request; a status of 0 when nobody answers."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, {}
-        except OSError:
-            return 0, {}
-
-    def ready(self):
-        return self.call("/readyz")[0] == 200
-
-    def identify(self, user, **traits):
-        """Send an event with the write key that the table shows."""
-        write_key = self.found(r"(wk_[\w-]+)")
-        basic = base64.b64encode(f"{write_key}:".encode()).decode()
-        return self.call("/v1/identify", {"userId": user, "traits": traits}, f"Basic {basic}")
-
-    def traits(self, user):
-        """Return a person's traits, read with the key that the table shows; None before there is a profile."""
-        api_key = self.found(r"Bearer (mk_\w+)")
-        _, profile = self.call(f"/v1/profiles/user_id:{user}", authorization=f"Bearer {api_key}")
-        return profile.get("traits")
-
-    def pid(self, name):
-        """Return the process id of a program as it is noted, None while it does not run."""
-        try:
-            return json.loads((self.data / "run" / f"{name}.pid").read_text())["pid"]
-        except (OSError, ValueError):
-            return None
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from cdp.collector.answers import later
 from cdp.config import Config
 from cdp.log.base import Load, Log
 from martech.lib.errors import RetryableError
+from martech.lib.metrics import count_cpu
 
 SOFT, HARD = 0.7, 0.9
 REFRESH_SECONDS = 0.5
@@ -142,6 +143,7 @@ class Pressure:
     async def _watch(self) -> None:
         while True:
             try:
+                count_cpu("web")
                 await self.look()
             except Exception:
                 log.exception("The log's load cannot be seen, for an unforeseen reason.")

@@ -41,6 +41,8 @@ Headers = Mapping[bytes, bytes]
 SLICE = 500
 # A larger body is read in a thread: a broken one costs up to a microsecond a byte.
 LARGE_BODY = 2**18
+# A batch's context is merged into each of its events: a small request must not become gigabytes.
+MOST_SPREAD = 64 * 2**20
 # Keys that one batch's items may name for themselves; each costs a look-up.
 MOST_OWN_KEYS = 100
 # What a batch's event takes up until it is in the log, beside its bytes: measured.
@@ -135,6 +137,12 @@ class Tracking:
         if len(batch.items) > MOST_EVENTS:
             raise Refused(413, "too_many_events", f"A batch may have {MOST_EVENTS} events. Send smaller batches.")
         body.hold(len(data) + HELD_BYTES * len(batch.items))
+        if len(batch.items) * (len(batch.context) + len(batch.integrations)) > MOST_SPREAD:
+            raise Refused(
+                413, "context_too_large",
+                f"The batch's context would be repeated in each of its {len(batch.items)} events, "
+                f"{MOST_SPREAD // 2**20} MiB together at the most. Send less context, or smaller batches.",
+            )  # fmt: skip
         request.context, request.integrations = batch.context, batch.integrations
         # An import's times are history, told by no device's clock.
         if call.name != "import":

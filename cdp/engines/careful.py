@@ -37,11 +37,13 @@ logger = logging.getLogger("martech.processor")
 class Trial:
     """What the checkpoint says of the next entry: the event being tried (-1: none), deaths by it, proven killers.
 
-    What comes before the event being tried has been found harmless.
+    What comes before the event being tried has been found harmless; after the last one it is the entry's length.
+    `crashes` is how many processors had died there before: who only lost a connection has not died of anything.
     """
 
     at: int = -1
     deaths: int = 0
+    crashes: int = 0
     killers: list[int] = field(default_factory=list)
 
 
@@ -55,14 +57,24 @@ def one_entry(log: Log, partition: int, position: str) -> tuple[str, list[tuple[
 
 
 def tried(
-    connection: Connection, pipeline: Pipeline, log: Log, partition: int, position: str, *, event_bytes: int
+    connection: Connection,
+    pipeline: Pipeline,
+    log: Log,
+    partition: int,
+    position: str,
+    *,
+    event_bytes: int,
+    crashes: int,
 ) -> Batch | None:
-    """Return the next entry as a batch in which what kills processors is put aside; None where there is none."""
+    """Return the next entry as a batch in which what kills processors is put aside; None where there is none.
+
+    `crashes` is how many processors have died at the position.
+    """
     entry = one_entry(log, partition, position)
     if entry is None:
         return None
     after, events = entry
-    trial = _resumed(connection, log.name, partition)
+    trial = _resumed(connection, log.name, partition, crashes)
     arrivals = []
     for number, (event, delivery) in enumerate(events):
         if number in trial.killers:
@@ -76,17 +88,22 @@ def tried(
             _note(connection, log.name, partition, trial)
             _rehearse(connection, pipeline, arrive(event, delivery, partition, after, max_bytes=event_bytes))
         arrivals.append(arrive(event, delivery, partition, after, max_bytes=event_bytes))
+    if trial.at < len(events):
+        # Who dies from here on is not killed by the last event.
+        trial.at, trial.deaths = len(events), 0
+        _note(connection, log.name, partition, trial)
     return Batch(arrivals, {partition: position}, {partition: after}, {partition: len(arrivals)})
 
 
-def _resumed(connection: Connection, log: str, partition: int) -> Trial:
+def _resumed(connection: Connection, log: str, partition: int, crashes: int) -> Trial:
     """Return how far earlier trials came: what was being tried has killed once more."""
     row = connection.execute(
         "SELECT trial FROM cdp_checkpoint WHERE log = %s AND partition = %s", [log, partition]
     ).fetchone()
     trial = Trial(**row[0]) if row and row[0] else Trial()
-    if trial.at >= 0:
+    if trial.at >= 0 and crashes > trial.crashes:
         trial.deaths += 1
+    trial.crashes = crashes
     if trial.deaths >= DEATHS_BY_ONE:
         trial.killers.append(trial.at)
     return trial

@@ -56,6 +56,11 @@ UPDATE cdp_checkpoint SET owner = NULL, crashes = crashes + 1
 WHERE log = %(log)s AND owner IS NOT NULL AND owner NOT IN (SELECT id FROM cdp_processor WHERE log = %(log)s)
 RETURNING partition
 """
+_ALIVE_AFTER_ALL = """
+UPDATE cdp_checkpoint SET crashes = crashes - 1
+FROM unnest(%s::int[], %s::text[]) AS held (partition, position)
+WHERE log = %s AND cdp_checkpoint.partition = held.partition AND cdp_checkpoint.position = held.position AND crashes > 0
+"""
 _TAKE = """
 UPDATE cdp_checkpoint SET owner = %(id)s, epoch = epoch + 1, updated_at = clock_timestamp()
 WHERE log = %(log)s AND partition = ANY(%(wanted)s) AND owner IS NULL
@@ -95,12 +100,16 @@ class Leases:
 
     def register(self, connection: Connection) -> None:
         """Begin anew over a connection, whose session from now on stands for this processor."""
-        before, self.id, self.held = self.id, uuid4(), {}
+        before, held, self.id, self.held = self.id, self.held, uuid4(), {}
         with connection.transaction():
             _lock(connection)
             # We are alive: what we held over a lost connection is free, and nobody died.
             connection.execute("UPDATE cdp_checkpoint SET owner = NULL WHERE owner = %s", [before])
-            connection.execute("DELETE FROM cdp_processor WHERE id = %s", [before])
+            known = connection.execute("DELETE FROM cdp_processor WHERE id = %s", [before]).rowcount
+            if held and not known:
+                # Others buried us meanwhile: with PostgreSQL away, the first one back finds all sessions gone.
+                positions = [one.position for one in held.values()]
+                connection.execute(_ALIVE_AFTER_ALL, [list(held), positions, self.log])
             connection.execute(
                 _REGISTER,
                 {

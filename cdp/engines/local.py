@@ -193,7 +193,7 @@ class LocalEngine:
         while time.monotonic() < until and not self._stopping.is_set():
             batch = careful.tried(
                 connection, self.pipeline, self.log, partition, held.position,
-                event_bytes=self.config.collector_event_bytes,
+                event_bytes=self.config.collector_event_bytes, crashes=held.crashes,
             )  # fmt: skip
             if batch is None:
                 return
@@ -255,7 +255,8 @@ class LocalEngine:
         applied = self._applied(connection, batch)
         self.pipeline.remember(applied)
         for partition, position in batch.positions.items():
-            self.leases.held[partition].position = position
+            held = self.leases.held[partition]
+            held.position, held.crashes = position, 0
         self._done |= {arrival.log_partition: arrival.delivery.received_us for arrival in batch.arrivals}
         self.flushing.add(connection, batch, applied)
         _measure(batch, applied, time.monotonic() - started)

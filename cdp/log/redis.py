@@ -140,8 +140,9 @@ class RedisLog(Log):
             for partition in range(self.partitions):
                 pipeline.xlen(self.key(partition))
             memory, persistence, done, *lengths = await pipeline.execute()
-            disk = await self._disk(disk_reserve)
-            if disk >= TIGHT_DISK and _is_stale(memory, persistence):
+            free = await self._free() if disk_reserve else None
+            disk = 0.0 if free is None else max(0.0, 1 - free / (10 * disk_reserve))
+            if free is not None and disk >= TIGHT_DISK and _is_stale(memory, persistence, free):
                 # Refused while another one is under way.
                 with contextlib.suppress(exceptions.ResponseError):
                     await self._writer().bgrewriteaof()
@@ -154,16 +155,15 @@ class RedisLog(Log):
             ),
         )
 
-    async def _disk(self, reserve: int) -> float:
-        """Return how near the server's disk is to full, 0 where it is another machine's or the server won't tell."""
-        if not reserve or not _is_local(self.url):
-            return 0.0
+    async def _free(self) -> int | None:
+        """Return the bytes free on the server's disk, None where it is another machine's or the server won't tell."""
+        if not _is_local(self.url):
+            return None
         try:
             directory = (await self._writer().config_get("dir"))["dir"]
-            free = (await asyncio.to_thread(shutil.disk_usage, directory)).free
+            return (await asyncio.to_thread(shutil.disk_usage, directory)).free
         except (exceptions.ResponseError, KeyError, OSError):
-            return 0.0
-        return max(0.0, 1 - free / (10 * reserve))
+            return None
 
     def check(self) -> None:
         with _translated():
@@ -214,10 +214,11 @@ def _is_local(url: str) -> bool:
         return False
 
 
-def _is_stale(memory: dict[str, Any], persistence: dict[str, Any]) -> bool:
-    """Tell whether most of the append-only file is of entries that were trimmed, and nobody is at it yet."""
+def _is_stale(memory: dict[str, Any], persistence: dict[str, Any], free: int) -> bool:
+    """Tell whether most of the file is of entries that were trimmed, a new one has room, and nobody is at it yet."""
     busy = persistence.get("aof_rewrite_in_progress") or persistence.get("aof_rewrite_scheduled")
-    return not busy and persistence.get("aof_current_size", 0) > STALE_FILE * memory["used_memory"]
+    used: int = memory["used_memory"]
+    return not busy and free > used and persistence.get("aof_current_size", 0) > STALE_FILE * used
 
 
 def _bytes(value: str | bytes) -> bytes:

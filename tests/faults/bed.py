@@ -69,7 +69,7 @@ class Bed:
         self.write_key = manage(self.home, "create_source", "Faults").stdout.strip()
         self.api_key = manage(self.home, "create_api_key", "Faults", "--scopes", "all").stdout.strip()
         self.addresses: dict[str, str] = json.loads((self.home / "run" / "servers.json").read_text())["environment"]
-        self.servers = {
+        self.servers: dict[str, Any] = {
             role: redis.Redis.from_url(self.addresses[f"{role.upper()}_URL"], socket_timeout=2)
             for role in ("log", "broker", "cache")
         }
@@ -198,11 +198,17 @@ class Bed:
             time.sleep(0.1)
         return time.monotonic() - started
 
-    def profile(self, reference: str) -> dict[str, Any]:
-        """Return a profile as readers get it, which comes from the cache where that has it."""
+    def token(self) -> str:
+        """Return the token of all that is in the log, as `min_position` takes it."""
+        newest = {partition: self._newest(partition) for partition in range(self._partitions)}
+        return ",".join(f"{partition}.{position}" for partition, position in newest.items() if position)
+
+    def profile(self, reference: str, token: str) -> dict[str, Any]:
+        """Return a profile as readers get it at a position: from the cache, where that has it."""
         answer = httpx.get(
-            f"{self.url}/v1/profiles/{reference}", headers={"Authorization": f"Bearer {self.api_key}"}, timeout=15
-        )
+            f"{self.url}/v1/profiles/{reference}",
+            params={"min_position": token}, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=15,
+        )  # fmt: skip
         assert answer.status_code == 200, answer.text
         return json.loads(answer.text, parse_float=Decimal)
 

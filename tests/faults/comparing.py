@@ -11,7 +11,7 @@ from tests.faults.sending import Ledger
 
 # How many differences of a kind are told one by one.
 TOLD = 10
-READ_PROFILES = 60
+READ_PROFILES = 200
 
 
 def differences(bed: Bed, ledger: Ledger, *, tag: str, since: datetime, chance: Random) -> list[str]:
@@ -53,7 +53,8 @@ def _numbers(text: str) -> dict:
 
 def _read_people(bed: Bed, ledger: Ledger, chance: Random) -> dict[str, tuple]:
     names = chance.sample(sorted(ledger.people), min(READ_PROFILES, len(ledger.people)))
-    documents = {name: bed.profile(f"user_id:{name}") for name in names}
+    token = bed.token()
+    documents = {name: bed.profile(f"user_id:{name}", token) for name in names}
     return {name: _person(one["computed_traits"], one["traits"]) for name, one in documents.items()}
 
 

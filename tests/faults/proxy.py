@@ -19,6 +19,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._passing = asyncio.Event()
+        self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
     def __enter__(self) -> Self:
@@ -53,7 +54,7 @@ class Proxy:
 
     async def _mend(self) -> None:
         self._passing.set()
-        if not self.port or not self._server.is_serving():
+        if self._server is None or not self._server.is_serving():
             self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
@@ -65,7 +66,8 @@ class Proxy:
             writer.transport.abort()
 
     async def _go_down(self) -> None:
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         self._passing.set()
         await self._hang_up()
 
