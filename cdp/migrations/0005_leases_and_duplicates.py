@@ -143,6 +143,12 @@ class Migration(migrations.Migration):
                 models.Value(1), condition=models.Q(("sealed_at", None)), name="duplicate_generation_open"
             ),
         ),
+        migrations.AddIndex(
+            model_name="taskrun",
+            index=models.Index(
+                condition=models.Q(("status__in", ["started", "retrying"])), fields=["started_at"], name="task_run_open"
+            ),
+        ),
         migrations.RunSQL(KEYS, migrations.RunSQL.noop),
         migrations.RunSQL(
             TRACING, "DROP INDEX event_stream_ingested; ALTER TABLE event_stream DROP COLUMN trace_parent"

@@ -71,7 +71,13 @@ class TaskRun(models.Model):
     )
 
     class Meta:
-        indexes = [models.Index(fields=["task", "-started_at"], name="task_run_newest")]
+        indexes = [
+            models.Index(fields=["task", "-started_at"], name="task_run_newest"),
+            # Closing lost runs, each minute.
+            models.Index(
+                fields=["started_at"], condition=models.Q(status__in=["started", "retrying"]), name="task_run_open"
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.task} {self.id}"
