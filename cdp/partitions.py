@@ -17,6 +17,8 @@ EVENTS = "event_stream"
 # How long each try may wait for its locks, in seconds: long batches let a short one never through.
 TRIES = (0.1, 0.2, 0.5, 1.0, 2.0)
 PAUSE = 0.2
+# A process that stands still within a change gives way, too.
+IDLE_SECONDS = 10
 EPOCH = date(2000, 1, 3)
 
 
@@ -85,6 +87,7 @@ def _gently(connection: psycopg.Connection, change: Callable[[], list[str]]) -> 
                 connection.execute(
                     sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(f"{seconds * 1000:.0f}ms"))
                 )
+                connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
                 return change()
         except psycopg.errors.LockNotAvailable:
             if attempt == len(TRIES):

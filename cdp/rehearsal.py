@@ -10,7 +10,7 @@ import psycopg
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import QuerySet
-from django.db.utils import OperationalError
+from django.db.utils import InternalError, OperationalError
 
 from cdp import dead_letters
 from cdp.models import DeadLetter
@@ -23,6 +23,10 @@ from martech.lib.errors import RetryableError
 CHUNK = 500
 RACES = 5
 LOCK_SECONDS = 2
+# A process that stands still for longer lets go of its people: processors wait for them.
+IDLE_SECONDS = 10
+# The core's own errors, and Django's. Internal ones are how PostgreSQL ends a transaction that stood still.
+OUTAGES = (psycopg.OperationalError, psycopg.InternalError, OperationalError, InternalError)
 
 Key = tuple[bytes, int]
 
@@ -92,7 +96,7 @@ def _raced(arrivals: Sequence[Arrival]) -> tuple[Applied, set[int]]:
             return _rolled_back(arrivals)
         except (Raced, psycopg.errors.DeadlockDetected):
             arrivals = again(arrivals)
-        except (psycopg.errors.LockNotAvailable, OperationalError) as error:
+        except OUTAGES as error:
             raise Busy(f"The letters cannot be tried now: {error}. Try again.", retry_after=5) from error
     raise Busy("Others are changing the same people all the time. Try again.", retry_after=5)
 
@@ -103,6 +107,7 @@ def _rolled_back(arrivals: Sequence[Arrival]) -> tuple[Applied, set[int]]:
         with connection.cursor() as cursor:
             # Also begins the transaction, within which the core makes savepoints only.
             cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS * 1000:.0f}ms'")
+            cursor.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS * 1000:.0f}ms'")
         try:
             applied = Pipeline().apply(connection.connection, arrivals)
             taken = DeadLetter.objects.filter(pk__in=ids, status=DeadLetter.Status.REPLAYED)

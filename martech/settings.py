@@ -76,6 +76,11 @@ TEMPLATES = [
 PROCESS = env.text("MARTECH_PROCESS", "command", "What this process is called in PostgreSQL; `make up` sets it")
 
 
+# A process that stands still within a transaction lets go of its locks, for which processors wait. What DATABASE_URL
+# says in its own `options` comes later, and wins.
+SESSION = "-c idle_in_transaction_session_timeout=60s"
+
+
 def _database(url: str) -> dict:
     """Django's settings for a PostgreSQL address; the address may name a Unix socket as `?host=`."""
     import psycopg.conninfo
@@ -88,7 +93,12 @@ def _database(url: str) -> dict:
         "PASSWORD": parts.pop("password", ""),
         "HOST": parts.pop("host", ""),
         "PORT": str(parts.pop("port", "")),
-        "OPTIONS": {"pool": {"min_size": 0, "max_size": 8}, "application_name": f"martech-{PROCESS}", **parts},
+        "OPTIONS": {
+            "pool": {"min_size": 0, "max_size": 8},
+            "application_name": f"martech-{PROCESS}",
+            "options": f"{SESSION} {parts.pop('options', '')}".strip(),
+            **parts,
+        },
     }
 
 
