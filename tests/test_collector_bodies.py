@@ -130,3 +130,20 @@ async def test_what_never_fits_is_not_sent_again_and_again():
     async with collecting(collector_queue_bytes=2 * len(BATCH) + HELD_BYTES) as collector:
         answer = await collector.post("/v1/batch", BATCH + b" ")
     assert (answer.status_code, answer.json()["code"]) == (413, "request_too_large")
+
+
+async def test_a_context_takes_room_for_each_partition_that_it_goes_to():
+    items = [{"type": "page", "userId": f"u{number}"} for number in range(20)]
+    body = json.dumps({"batch": items, "context": {"text": "x" * 5000}}).encode()
+    async with collecting() as collector:
+        assert (await collector.post("/v1/batch", body)).status_code == 200
+        partitions = len({one.partition for one in collector.logged()})
+        context = len(collector.logged()[0].delivery.context)
+    assert (partitions, context) == (8, 5012)
+    held = 2 * len(body) + 20 * HELD_BYTES + 7 * context
+    async with collecting(collector_queue_bytes=held) as collector:
+        assert (await collector.post("/v1/batch", body)).status_code == 200
+        collector.application._room.take(1)
+        answer = await collector.post("/v1/batch", body)
+        assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+        assert collector.application._room.held == 1

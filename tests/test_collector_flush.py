@@ -194,6 +194,19 @@ def test_an_event_that_is_larger_than_an_entry_has_one_of_its_own():
     assert whole(entries) == whole([found])
 
 
+def test_a_large_head_is_repeated_only_with_as_many_bytes_of_events():
+    # 256 small events and a context of a quarter of a megabyte, in a request of 282 KB.
+    found = [delivery(1, 36, events=256, context=b"x" * (ENTRY_BYTES - 100))]
+    assert entries_of(found) == [found]
+    assert sum(map(len, payloads(found))) == 275_543
+    # Pieces of as much again: two times the request at the most.
+    found = [delivery(1, 1000, events=2440, context=b"x" * (ENTRY_BYTES - 100))]
+    entries = entries_of(found)
+    assert [[len(one.events) for one in deliveries] for deliveries in entries] == [[245], *[[244]] * 8, [243]]
+    assert sum(map(len, payloads(found))) == 5_106_100
+    assert whole(entries) == whole([found])
+
+
 async def test_a_request_is_told_the_position_of_the_last_of_its_entries():
     log = MemoryLog(partitions=8)
     flusher = Flusher(log, seconds=0.005)

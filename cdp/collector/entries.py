@@ -8,14 +8,17 @@ from msgspec.structs import replace
 
 from cdp.log.base import Delivery, Entry, Event, encode_entry
 
-# A larger entry holds one event alone.
+# A larger entry holds one event alone, or events of a request with a large head.
 ENTRY_BYTES = 2**18
 # What MessagePack and the fields beside its body add to an event, at the most of what is usual.
 EVENT_BYTES = 64
 
 
 def payloads(deliveries: list[Delivery]) -> list[bytes]:
-    """Return the entries of a partition's deliveries, in their order, each of about `ENTRY_BYTES` at the most."""
+    """Return the entries of a partition's deliveries, in their order, each of about `ENTRY_BYTES` at the most.
+
+    A head that takes up half of that or more is repeated only for as many bytes of events as it has itself.
+    """
     whole = encode_entry(Entry(deliveries))
     # The usual case; only what is too large is looked at event by event.
     if len(whole) <= ENTRY_BYTES:
@@ -41,10 +44,10 @@ def _pieces(delivery: Delivery) -> Iterator[tuple[Delivery, int]]:
     """Cut a delivery into some with the same head, and say how large each is."""
     head = len(delivery.context) + len(delivery.integrations) + EVENT_BYTES
     events: list[Event] = []
-    size = head
+    size, room = head, max(ENTRY_BYTES, 2 * head)
     for event in delivery.events:
         event_size = len(event.body) + len(event.message_id) + EVENT_BYTES
-        if events and size + event_size > ENTRY_BYTES:
+        if events and size + event_size > room:
             yield replace(delivery, events=events), size
             events, size = [], head
         events.append(event)

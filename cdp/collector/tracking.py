@@ -156,7 +156,12 @@ class Tracking:
         for part in _slices(owned):
             found += parcels(part, request, self._partitions)
             await _let_others(owned)
-        return await self._submit(found, len(data)) if found else {}
+        if not found:
+            return {}
+        # Each source and partition has the batch's context once more.
+        repeated = (len(found) - 1) * (len(batch.context) + len(batch.integrations))
+        body.hold(repeated)
+        return await self._submit(found, len(data) + repeated)
 
     async def _owned(
         self, key: WriteKey | None, batch: Batch, items: list[Item], call: Call
