@@ -36,12 +36,17 @@ class Filled(MemoryLog):
 
     def __init__(self, memory=0.0):
         super().__init__(partitions=8)
-        self.told = Load(memory=memory)
+        self.told, self.error = Load(memory=memory), None
 
     async def load(self, *, disk_reserve):
         if isinstance(self.told, Exception):
             raise self.told
         return self.told
+
+    async def append(self, entries):
+        if self.error is not None:
+            raise self.error
+        return await super().append(entries)
 
 
 async def set_level(collector, level):
@@ -190,16 +195,22 @@ async def test_above_the_second_mark_no_tracking_call_is_taken_and_all_else_goes
         assert (await collector.client.get("/readyz")).json() == {"status": "ready"}
 
 
-async def test_a_log_that_does_not_answer_leaves_the_level_where_it_was():
-    log = Filled(memory=0.95)
-    watching = Pressure(config(), log)
-    await watching.look()
-    log.told = LogUnavailable("The log is away.")
-    await watching.look()
-    assert watching.level == 0.95
-    log.told = Load()
-    await watching.look()
-    assert watching.level == 0.0
+async def test_a_full_log_that_goes_away_is_told_as_away_until_it_is_back(caplog):
+    log = Filled()
+    async with collecting(log=log) as collector:
+        publish(KEYS)
+        await set_level(collector, 0.95)
+        assert (await collector.post("/v1/track", EVENT)).json()["code"] == "log_filling"
+        log.told = log.error = LogUnavailable("The log is away.")
+        await collector.application._pressure.look()
+        answer = await collector.post("/v1/track", EVENT)
+        assert (answer.status_code, answer.json()["code"]) == (503, "log_unavailable")
+        assert collector.application._pressure.found == {"memory": 0.0, "disk": 0.0, "waiting": 0.0}
+        log.error = None
+        await set_level(collector, 0.95)
+        assert (await collector.post("/v1/track", EVENT)).json()["code"] == "log_filling"
+    # It has not become emptier, and then fuller again.
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["All tracking calls get 429"]
 
 
 async def test_the_log_is_looked_at_again_and_again(monkeypatch):

@@ -7,7 +7,6 @@ come to. From `SOFT` on each source keeps to its quota, from `HARD` on nothing i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -124,13 +123,16 @@ class Pressure:
             await asyncio.wait([self._task], timeout=0.1)
 
     async def look(self) -> None:
-        """Take over the log's load; what was known last stays where it does not answer, as appends then get 503."""
-        with contextlib.suppress(RetryableError):
+        """Take over the log's load; where it does not answer nobody is sent away, since appends then get 503."""
+        try:
             found = ratios(await self._log.load(disk_reserve=self._disk_reserve), self._wait_seconds)
-            for cause, ratio in found.items():
-                metrics.load(cause).set(ratio)
-            self.found, self.level = found, fullest(found)[0]
-            self._tell(found)
+        except RetryableError:
+            self.found, self.level = ratios(Load(), 0.0), 0.0
+            return
+        for cause, ratio in found.items():
+            metrics.load(cause).set(ratio)
+        self.found, self.level = found, fullest(found)[0]
+        self._tell(found)
 
     def _tell(self, found: dict[str, float]) -> None:
         """Log a rise at once, and a fall once the last line is old."""
