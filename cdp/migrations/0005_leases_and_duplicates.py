@@ -1,6 +1,7 @@
 """Leases of processors, the keys of duplicates in generations, and what tracing one message needs."""
 
 import uuid
+from datetime import timedelta
 
 import django.contrib.postgres.fields
 from django.db import migrations, models
@@ -21,12 +22,45 @@ INSERT INTO event_duplicate_1
     SELECT encode(id_hash, 'hex')::uuid, payload_hash, min(received_at) FROM event_duplicate_before GROUP BY 1, 2;
 DROP TABLE event_duplicate_before;
 """
+# Back: partitions by day as before; letters that were given back to the log are new again, and repeats if they come.
+KEYS_BEFORE = """
+ALTER TABLE event_duplicate RENAME TO event_duplicate_after;
+CREATE TABLE event_duplicate (
+    id_hash bytea NOT NULL,
+    payload_hash bigint NOT NULL,
+    received_at timestamptz NOT NULL,
+    PRIMARY KEY (id_hash, payload_hash, received_at)
+) PARTITION BY RANGE (received_at);
+"""
+# Those that hold keys, and the coming week as ever.
+DAYS = """
+SELECT DISTINCT (ingested_at AT TIME ZONE 'UTC')::date FROM event_duplicate_after
+UNION SELECT (now() AT TIME ZONE 'UTC')::date + number FROM generate_series(0, 7) AS number
+"""
+COPY_BACK = """
+INSERT INTO event_duplicate
+    SELECT decode(replace(id_hash::text, '-', ''), 'hex'), payload_hash, min(ingested_at)
+    FROM event_duplicate_after GROUP BY 1, 2;
+DROP TABLE event_duplicate_after CASCADE;
+UPDATE cdp_deadletter SET status = 'new' WHERE status = 'replaying';
+"""
 TRACING = """
 ALTER TABLE event_stream ADD COLUMN trace_parent text;
 -- The rows of one batch: a key that repeats names their time.
 CREATE INDEX event_stream_ingested ON event_stream USING brin (ingested_at)
     WITH (pages_per_range = 32, autosummarize = on);
 """
+
+
+def carry_back(apps, schema_editor):
+    """Return the keys of all generations to a table with a partition for each day."""
+    schema_editor.execute(KEYS_BEFORE)
+    for (day,) in schema_editor.connection.connection.execute(DAYS).fetchall():
+        schema_editor.execute(
+            f"CREATE TABLE event_duplicate_{day:%Y%m%d} PARTITION OF event_duplicate "
+            f"FOR VALUES FROM ('{day} 00:00:00+00') TO ('{day + timedelta(days=1)} 00:00:00+00')"
+        )
+    schema_editor.execute(COPY_BACK)
 
 
 class Migration(migrations.Migration):
@@ -150,6 +184,7 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.RunSQL(KEYS, migrations.RunSQL.noop),
+        migrations.RunPython(migrations.RunPython.noop, carry_back),
         migrations.RunSQL(
             TRACING, "DROP INDEX event_stream_ingested; ALTER TABLE event_stream DROP COLUMN trace_parent"
         ),
