@@ -18,6 +18,7 @@ from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, encode_entry
 from cdp.processing import store
 from martech.lib import clock
+from martech.lib.errors import ConfigurationError
 from tests.platform import append, message
 from tests.running import ROOT, wait_until
 
@@ -66,6 +67,27 @@ def test_given_partitions_are_not_shared(database_url):
         assert settle(given, one, two) == [[0, 5], [1, 2, 3], [4, 6, 7]]
         with processor(database_url, 5) as late:
             assert settle(late) == [[]]
+
+
+@pytest.mark.parametrize("count", [4, 16])
+def test_another_number_of_partitions_is_refused_while_a_processor_lives(database_url, count):
+    with processor(database_url) as one:
+        settle(one)
+        for given in ((), (0,)):
+            with (
+                pytest.raises(ConfigurationError, match=f"LOG_PARTITIONS is {count} here"),
+                processor(database_url, *given, count=count),
+            ):
+                pass
+        assert one[1].execute("SELECT count(*) FROM cdp_processor").fetchone() == (1,)
+        one[0].leave(one[1])
+        with processor(database_url, count=count) as other, processor(database_url, count=count) as another:
+            assert [len(held) for held in settle(other, another)] == [count // 2] * 2
+
+
+def test_given_partitions_do_not_tell_how_many_there_are(database_url):
+    with processor(database_url, 0) as one, processor(database_url, 5) as two:
+        assert settle(one, two) == [[0], [5]]
 
 
 def test_a_killed_processor_is_buried_at_once(database_url):

@@ -21,7 +21,7 @@ import psycopg
 
 from cdp.processing.store import Connection
 from martech.lib import metrics
-from martech.lib.errors import RetryableError
+from martech.lib.errors import ConfigurationError, RetryableError
 
 LEASE_SECONDS = 5
 BEAT_SECONDS = 1.0
@@ -47,6 +47,16 @@ cdp_processor AS processor LEFT JOIN pg_stat_activity AS session
 ON session.pid = processor.backend_pid AND session.backend_start = processor.backend_started_at
 """
 ALIVE = "processor.expires_at > clock_timestamp() AND session.pid IS NOT NULL"
+# Whether a living processor has more partitions than we count, and whether one that shares has fewer: it made a
+# row for each of its own when it began.
+_OTHER_COUNT = f"""
+SELECT EXISTS (
+    SELECT FROM {PROCESSORS} JOIN cdp_checkpoint AS held ON held.owner = processor.id
+    WHERE {ALIVE} AND processor.log = %(log)s AND held.log = %(log)s AND held.partition >= %(count)s
+) OR EXISTS (
+    SELECT FROM {PROCESSORS} WHERE {ALIVE} AND processor.log = %(log)s AND processor.partitions IS NULL
+) AND %(count)s > (SELECT coalesce(max(partition) + 1, %(count)s) FROM cdp_checkpoint WHERE log = %(log)s)
+"""  # noqa: S608 - constants of ours
 _DEAD = f"""
 SELECT processor.id, session.pid FROM {PROCESSORS}
 WHERE processor.log = %(log)s AND processor.id <> %(id)s AND NOT ({ALIVE})
@@ -99,13 +109,17 @@ class Leases:
     held: dict[int, Held] = field(default_factory=dict)
 
     def register(self, connection: Connection) -> None:
-        """Begin anew over a connection, whose session from now on stands for this processor."""
+        """Begin anew over a connection, whose session from now on stands for this processor.
+
+        ConfigurationError where a living one counts other partitions.
+        """
         before, held, self.id, self.held = self.id, self.held, uuid4(), {}
         with connection.transaction():
             _lock(connection)
             # We are alive: what we held over a lost connection is free, and nobody died.
             connection.execute("UPDATE cdp_checkpoint SET owner = NULL WHERE owner = %s", [before])
             known = connection.execute("DELETE FROM cdp_processor WHERE id = %s", [before]).rowcount
+            self._refuse_other_count(connection)
             if held and not known:
                 # Others buried us meanwhile: with PostgreSQL away, the first one back finds all sessions gone.
                 positions = [one.position for one in held.values()]
@@ -123,6 +137,14 @@ class Leases:
                     " VALUES (%s, %s, '', 0, now()) ON CONFLICT DO NOTHING",
                     [self.log, partition],
                 )
+
+    def _refuse_other_count(self, connection: Connection) -> None:
+        row = connection.execute(_OTHER_COUNT, {"log": self.log, "count": self.count}).fetchone()
+        if row and row[0]:
+            raise ConfigurationError(
+                f"LOG_PARTITIONS is {self.count} here, and another number for a processor that runs. "
+                "Let that one drain the log and stop it first, or give this one the same number."
+            )
 
     def tend(self, connection: Connection) -> list[int]:
         """Bury the dead and take what is free up to our share; return the partitions taken.
