@@ -188,7 +188,7 @@ class Pipeline:
             if not _is_of_the_data(error):
                 raise
             if len(arrivals) == 1:
-                reason = "poison" if isinstance(error, psycopg.Error) else "processing_error"
+                reason = "poison" if _is_bad_input(error) else "processing_error"
                 # A dead letter that was given back has its row: that it fails again stops nobody.
                 if reason == "processing_error" and not arrivals[0].delivery.letter_id:
                     self.failures.note(error)
@@ -221,7 +221,7 @@ class Pipeline:
         if self._rules is None or self._rules.version != version:
             try:
                 self._rules = Rules.load(connection, version)
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 raise Halted(
                     f"The definitions cannot be used ({type(error).__name__}: {error}). "
                     "Mend the one that was changed last."
@@ -264,6 +264,11 @@ def _is_of_the_data(error: Exception) -> bool:
             psycopg.errors.CheckViolation,
         ),
     )  # fmt: skip
+
+
+def _is_bad_input(error: Exception) -> bool:
+    """Tell what a sender can cause from a bug of ours, such as a column that the code does not know."""
+    return isinstance(error, psycopg.DataError | psycopg.OperationalError)
 
 
 def _described(error: Exception) -> str:
