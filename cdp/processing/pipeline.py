@@ -13,18 +13,19 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import psycopg
 
 from cdp import profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import duplicates, registers, store, traits
+from cdp.processing import duplicates, registers, store
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
-from cdp.processing.identity import EMAIL, Identifier, anchor_of
+from cdp.processing.identity import Identifier, anchor_of
 from cdp.processing.people import Delta, People, Person
+from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
@@ -37,10 +38,6 @@ MAX_KEPT_BATCH_BYTES = MAX_EVENT_BYTES
 # The flag of an event whose message id came before with another payload.
 REUSED = "reused_message_id"
 
-# What a source of a kind may not set unless its rules say otherwise: browser and mobile keys are public.
-PUBLIC_KINDS = frozenset({"browser", "mobile"})
-PUBLIC_REFUSALS = {"refused_namespaces": [EMAIL], "refused_traits": [EMAIL, "consent"], "refused_calls": ["import"]}
-
 
 class Arrival(NamedTuple):
     """One event on its way in: as it came, and what decoding made of it."""
@@ -50,45 +47,6 @@ class Arrival(NamedTuple):
     decoded: Message | Rejection
     log_partition: int | None = None
     log_position: str | None = None
-
-
-class Trust(NamedTuple):
-    """What a source may set, and how far its evidence counts (0 before 1 in canonical order)."""
-
-    source_class: int
-    refused_namespaces: frozenset[str]
-    refused_traits: frozenset[str]
-    refused_calls: frozenset[str]
-
-
-def trust(kind: str, rules: dict[str, Any]) -> Trust:
-    """Return what a source of this kind, with these overrides, may set."""
-    public = kind in PUBLIC_KINDS
-    merged = (PUBLIC_REFUSALS if public else {}) | rules
-    refused = (frozenset(merged.get(name, ())) for name in ("refused_namespaces", "refused_traits", "refused_calls"))
-    return Trust(int(public), *refused)
-
-
-UNKNOWN_SOURCE = trust("browser", {})
-
-
-@dataclass(slots=True)
-class Rules:
-    """Everything that definitions and sources say, as of one version."""
-
-    version: int
-    folder: traits.Folder
-    trust: dict[int, Trust]
-
-    @classmethod
-    def load(cls, connection: store.Connection, version: int) -> Rules:
-        """Read all definitions and sources."""
-        rows = store.sources(connection)
-        return cls(
-            version,
-            traits.Folder(store.definitions(connection)),
-            {source_id: trust(row.kind, row.rules) for source_id, row in rows.items()},
-        )
 
 
 @dataclass(slots=True)
