@@ -15,7 +15,7 @@ from django.db.models import Q
 from cdp.models import Edge, Identifier, IdentityDecision, Profile
 from cdp.processing import registers, store
 from cdp.processing.decode import FUTURE_TOLERANCE_US, Message
-from cdp.processing.pipeline import UNKNOWN_SOURCE, Rules, trust
+from cdp.processing.rules import UNKNOWN_SOURCE, Rules, trust
 from cdp.processing.traits import Folder
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError

@@ -40,14 +40,33 @@ MERGED_SECONDS = 3600
 LATEST = 2**53 - 1
 # Documents written by one call of the script, during which the cache answers nobody: about a millisecond.
 TOGETHER = 500
-# Two processors may change one profile, and the later change may come here first: the newer document stays.
+# Two processors may change one profile, and the later change may come here first: the newer document stays, and so
+# does one of a later epoch. Arguments: epoch, seconds to keep (0: no end), then a version and an entry for each key.
 WRITE = """
+local epoch, seconds = tonumber(ARGV[1]), tonumber(ARGV[2])
 for number, key in ipairs(KEYS) do
-    local value, version = ARGV[2 * number + 1], tonumber(ARGV[2 * number])
-    local epoch, before = string.match(redis.call('GETRANGE', key, 0, 40), '^(%d+) (%d+) ')
-    if epoch ~= ARGV[1] or tonumber(before) < version then
-        redis.call('SET', key, value)
+    local version, entry = tonumber(ARGV[2 * number + 1]), ARGV[2 * number + 2]
+    local held, before = string.match(redis.call('GETRANGE', key, 0, 40), '^(%d+) (%d+) ')
+    if not held or tonumber(held) < epoch or tonumber(before) < version then
+        redis.call('SET', key, entry)
+        if seconds > 0 then redis.call('EXPIRE', key, seconds) end
     end
+end
+"""
+# Positions only go on, whoever comes late with one. They are whole numbers separated by dashes, of any length.
+ADVANCE = """
+local function later(one, other)
+    local right = string.gmatch(other, '%d+')
+    for left in string.gmatch(one, '%d+') do
+        local with = right() or ''
+        if #left ~= #with then return #left > #with end
+        if left ~= with then return left > with end
+    end
+    return false
+end
+for number, key in ipairs(KEYS) do
+    local held = redis.call('GET', key)
+    if not held or later(ARGV[number], held) then redis.call('SET', key, ARGV[number]) end
 end
 """
 _encode = msgspec.json.Encoder().encode
@@ -124,9 +143,11 @@ class ProfileCache:
     def __init__(self, url: str) -> None:
         self._redis = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
         self._epoch: bytes | None = None
+        # Positions that could not be written yet.
+        self._unwritten: dict[int, str] = {}
 
     def start_epoch(self) -> None:
-        """Make every older entry count for nothing; called when a processor starts, or takes over from a dead one."""
+        """Make every older entry count for nothing; called when a processor takes partitions over."""
         try:
             # Never a number that entries had before the cache was emptied.
             self._redis.set(EPOCH_KEY, time.time_ns() // 1_000_000, nx=True)
@@ -135,10 +156,18 @@ class ProfileCache:
             self._epoch = None
 
     def heal(self) -> bool:
-        """Start an epoch if the cache failed us before; called when there is nothing to write. False while away."""
-        if self._epoch is None:
-            self.start_epoch()
-        return self._epoch is not None
+        """Make good what the cache missed while it was away; called when there is time. False while it is away."""
+        return self._epoch is not None or self.write([], [], [], {})
+
+    def set_positions(self, positions: dict[int, str]) -> None:
+        """Say where partitions stand that were just taken over, whatever was said before."""
+        self._unwritten = dict(positions)
+        try:
+            if positions:
+                self._redis.mset({f"at:{partition}": position for partition, position in positions.items()})
+            self._unwritten = {}
+        except _AWAY:
+            self._epoch = None
 
     def write(
         self,
@@ -151,6 +180,7 @@ class ProfileCache:
 
         After a failure the next success starts a new epoch first, since older entries may be behind.
         """
+        self._unwritten |= positions
         try:
             self._renew()
             epoch = self._epoch or b""
@@ -160,14 +190,17 @@ class ProfileCache:
             for start in range(0, len(entries), TOGETHER):
                 part = entries[start : start + TOGETHER]
                 values = [value for _, version, entry in part for value in (version, entry)]
-                pipeline.eval(WRITE, len(part), *(key for key, _, _ in part), epoch, *values)
+                pipeline.eval(WRITE, len(part), *(key for key, _, _ in part), epoch, 0, *values)
             for profile_id in gone:
                 pipeline.set(f"p:{profile_id}", b"%b %d " % (epoch, LATEST), ex=MERGED_SECONDS)
             pointers = {f"i:{identifier}": str(profile_id) for identifier, profile_id in identifiers}
-            pointers |= {f"at:{partition}": position for partition, position in positions.items()}
             if pointers:
                 pipeline.mset(pointers)
+            keys = [f"at:{partition}" for partition in self._unwritten]
+            if keys:
+                pipeline.eval(ADVANCE, len(keys), *keys, *self._unwritten.values())
             pipeline.execute()
+            self._unwritten = {}
             return True
         except _AWAY:
             self._epoch = None
@@ -256,7 +289,7 @@ class ProfileReader:
         body = from_row(row)
         as_of, updated_at = row[5], row[7]
         if epoch is not None and as_of - updated_at >= SETTLED:
-            await self._fill(row[0], b"%b %d %b" % (epoch, row[4], body), pointer)
+            await self._fill(row[0], epoch, row[4], body, pointer)
         return body
 
     async def _row(self, where: str, values: list[Any]) -> Sequence[Any] | None:
@@ -273,10 +306,11 @@ class ProfileReader:
             await self._pool.open()
         return self._pool
 
-    async def _fill(self, profile_id: UUID, entry: bytes, pointer: str) -> None:
+    async def _fill(self, profile_id: UUID, epoch: bytes, version: int, body: bytes, pointer: str) -> None:
         """Put a document that was read into the cache, unless the processor was quicker."""
+        entry = b"%b %d %b" % (epoch, version, body)
         try:
-            await self._redis.set(f"p:{profile_id}", entry, ex=FILLED_SECONDS, nx=True)
+            await self._redis.eval(WRITE, 1, f"p:{profile_id}", epoch, FILLED_SECONDS, version, entry)
             if pointer:
                 await self._redis.set(pointer, str(profile_id), ex=FILLED_SECONDS, nx=True)
         except _AWAY:

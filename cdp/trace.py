@@ -15,7 +15,8 @@ from cdp.effects import Effects, effects, load_rules
 from cdp.models import DeadLetter, DuplicateGeneration, Identifier, Profile, Source
 from cdp.processing.decode import Message
 from cdp.processing.identity import Identifier as Pair
-from cdp.processing.pipeline import REUSED, Rules
+from cdp.processing.pipeline import REUSED
+from cdp.processing.rules import Rules
 from cdp.waiting import Look, Scan, Waiting
 from martech.lib import clock
 from martech.lib.errors import PermanentError

@@ -14,6 +14,7 @@ from cdp.engines.local import LocalEngine
 from cdp.engines.reading import Ahead
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, encode_entry
+from cdp.profiles import ProfileCache
 from martech.lib import clock
 from tests.platform import append, message
 from tests.running import wait_until
@@ -104,3 +105,54 @@ def test_what_the_dead_did_not_come_to_show_is_shown_by_who_takes_over(config):
         dead.connection.close()
         wait_until(lambda: heir.engine._take_over(heir.connection))
         assert read_profile(config, "user_id", "ann", token)["computed_traits"]["event_count"] == 2
+
+
+def test_a_cache_that_failed_before_an_orderly_hand_over_shows_nothing_stale(config):
+    with Processor(config, 0) as one:
+        send(config, 0, message("identify", userId="ann", traits={"plan": "one"}))
+        one.commit()
+        one.show()
+        token = send(config, 0, message("identify", userId="ann", traits={"plan": "two"}))
+        one.commit()
+        working, one.engine.cache._redis = one.engine.cache._redis, redis.Redis.from_url("redis://127.0.0.1:1/0")
+        one.show()
+        one.engine.leases.leave(one.connection)
+        working.close()
+    with Processor(config, 0):
+        assert read_profile(config, "user_id", "ann", token)["traits"] == {"plan": "two"}
+
+
+def test_a_position_goes_on_once_the_cache_is_back_and_never_back(config):
+    server = redis.Redis.from_url(config.cache_url)
+    cache, late = ProfileCache(config.cache_url), ProfileCache(config.cache_url)
+    assert cache.write([], [], [], {0: "9-0", 1: "1-0"})
+    working, cache._redis = cache._redis, redis.Redis.from_url("redis://127.0.0.1:1/0")
+    assert not cache.write([], [], [], {0: "10-0"})
+    assert not cache.heal()
+    cache._redis = working
+    assert cache.heal()
+    assert server.mget("at:0", "at:1") == [b"10-0", b"1-0"]
+    for position in ("9-7", "10-0", "9-99999999999999999999"):
+        late.write([], [], [], {0: position})
+    assert server.get("at:0") == b"10-0"
+    late.write([], [], [], {0: "10-1"})
+    assert server.get("at:0") == b"10-1"
+    cache.set_positions({0: "3-0"})
+    assert server.get("at:0") == b"3-0"
+    cache.close()
+    late.close()
+
+
+def test_readers_put_what_did_not_change_back_after_a_new_epoch(config, core):
+    with Processor(config, 0) as one:
+        send(config, 0, message(userId="ann"))
+        one.commit()
+        one.show()
+        one.engine.cache.start_epoch()
+        core.connection.execute("UPDATE customer_profiles SET timestamp = timestamp - interval '1 minute'")
+        assert read_profile(config, "user_id", "ann")["computed_traits"]["event_count"] == 1
+        core.connection.execute("UPDATE customer_profiles SET computed_traits = '{}'")
+        # PostgreSQL is not asked again.
+        assert read_profile(config, "user_id", "ann")["computed_traits"]["event_count"] == 1
+        [key] = redis.Redis.from_url(config.cache_url).keys("p:*")
+        assert 0 < redis.Redis.from_url(config.cache_url).ttl(key) <= 60

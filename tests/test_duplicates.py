@@ -176,3 +176,18 @@ def test_a_filter_never_misses_a_key(core):
         hashes = [row["id_hash"].bytes for row in core.rows("SELECT id_hash FROM event_duplicate")]
         with keeper.transaction():
             assert window.seen(keeper, hashes).keys() == set(hashes)
+
+
+def test_a_filter_of_another_content_is_not_used(core):
+    one = message(userId="u1")
+    core.apply(message(userId="u1"))
+    with closing(psycopg.connect(core.url, autocommit=True)) as keeper:
+        duplicates.seal(keeper, larger_than=0)
+        duplicates.count(keeper)
+        assert core.pipeline.window.learn(keeper)
+        # A failover to a server that did not come to know of the sealing.
+        keeper.execute("DELETE FROM cdp_duplicategeneration WHERE id = 2")
+        keeper.execute("DROP TABLE event_duplicate_2")
+        keeper.execute("UPDATE cdp_duplicategeneration SET sealed_at = NULL, keys = NULL WHERE id = 1")
+        core.apply(one)
+        assert core.apply(one).duplicates == 1

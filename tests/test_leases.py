@@ -90,6 +90,26 @@ def test_given_partitions_do_not_tell_how_many_there_are(database_url):
         assert settle(one, two) == [[0], [5]]
 
 
+def test_one_that_shares_makes_room_for_one_that_was_given_partitions(database_url):
+    with processor(database_url) as one:
+        assert settle(one) == [[0, 1, 2, 3, 4, 5, 6, 7]]
+        with processor(database_url, 0) as given:
+            assert settle(one, given) == [[1, 2, 3, 4, 5, 6, 7], [0]]
+
+
+def test_a_registration_that_fails_is_no_death(database_url):
+    with processor(database_url) as (held, connection):
+        held.tend(connection)
+        with closing(psycopg.connect(database_url, autocommit=True)) as broken:
+            broken.close()
+            with pytest.raises(psycopg.OperationalError):
+                held.register(broken)
+        with closing(psycopg.connect(database_url, autocommit=True)) as again:
+            held.register(again)
+            held.tend(again)
+            assert {one.crashes for one in held.held.values()} == {0}
+
+
 def test_a_killed_processor_is_buried_at_once(database_url):
     with processor(database_url) as one:
         with processor(database_url) as two:

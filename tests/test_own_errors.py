@@ -65,6 +65,14 @@ def test_too_many_errors_of_our_own_put_nothing_aside(buggy):
     assert (buggy.events(), buggy.letters()) == ([], [])
 
 
+def test_a_schema_that_the_code_does_not_know_halts(core):
+    core.connection.execute("ALTER TABLE cdp_identifier ADD COLUMN surprise integer NOT NULL DEFAULT 1")
+    core.connection.execute("ALTER TABLE cdp_identifier ALTER COLUMN surprise DROP DEFAULT")
+    with pytest.raises(Halted, match="NotNullViolation"):
+        core.apply(*[message(userId=f"u{number}") for number in range(50)])
+    assert core.letters() == []
+
+
 def test_bad_input_never_halts(core):
     applied = core.apply(*[b'{"type": "trakc"}'] * 300, *[b'{"type":"page","userId":"u","properties":{"a":1e400000}}'])
     assert applied.rejections == {"unknown_type": 300, "poison": 1}

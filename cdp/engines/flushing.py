@@ -19,7 +19,7 @@ from cdp.profiles import ProfileCache
 MOST = 4
 
 _NOW = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn, pg_current_wal_flush_lsn() - '0/0'::pg_lsn"
-# A transaction that writes nothing but its own end to the log, and waits until that is on the disk.
+# A transaction that says next to nothing, and waits until it and all before it is on the disk.
 _FLUSH = "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'martech', ''); COMMIT"
 
 
@@ -59,7 +59,7 @@ class Flushing:
     def show(self, connection: Connection, positions: dict[int, str]) -> None:
         """Let the cache say where partitions stand that were just taken: who held them may not have come to it."""
         connection.execute(_FLUSH)
-        self._cache.write([], [], [], positions)
+        self._cache.set_positions(positions)
 
     def forget(self) -> None:
         """Drop what waits: the connection is lost, and the database says what is true."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psycopg
 
 from cdp.config import Config
-from cdp.engines.leases import connect
+from cdp.engines.leases import Leases, connect
 from cdp.processing import duplicates
 from cdp.processing.store import Connection
-from martech.lib import clock
 
 LOOK_SECONDS = 5.0
 
@@ -22,14 +21,13 @@ logger = logging.getLogger("martech.processor")
 class Keeper(threading.Thread):
     """Seals generations, reads them into filters, and forgets those that the window has passed.
 
-    `waiting_us` is when the oldest event that waits was received (0: unknown): the window is counted from there, so
-    that what piles up during an outage still finds what came before it.
+    The window is counted from when the oldest event that waits in any partition was received, so that what piles up
+    during an outage still finds what came before it.
     """
 
-    def __init__(self, config: Config, window: duplicates.Window) -> None:
+    def __init__(self, config: Config, window: duplicates.Window, leases: Leases) -> None:
         super().__init__(name="keeper", daemon=True)
-        self.waiting_us = 0
-        self._config, self._window = config, window
+        self._config, self._window, self._leases = config, window, leases
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -48,13 +46,23 @@ class Keeper(threading.Thread):
         if duplicates.seal(connection):
             logger.info("opened a new generation of duplicates")
         duplicates.count(connection)
-        if self.waiting_us:
-            before = clock.from_us(self.waiting_us) - timedelta(days=self._config.duplicate_window_days)
+        waiting = self._waiting(connection)
+        if waiting is not None:
+            before = waiting - timedelta(days=self._config.duplicate_window_days)
             held = duplicates.generations(connection)
             duplicates.forget(connection, duplicates.past(held, before=before, most=self._config.duplicate_window_ids))
         duplicates.sweep(connection)
         while not self._stopped.is_set() and self._window.learn(connection):
             logger.info("%d generations of duplicates have a filter", self._window.filtered)
+
+    def _waiting(self, connection: Connection) -> datetime | None:
+        """Return the time before which everything received has been processed, None where that is unknown."""
+        row = connection.execute(
+            "SELECT min(done_at) FROM cdp_checkpoint WHERE log = %s AND partition < %s"
+            " HAVING bool_and(done_at IS NOT NULL)",
+            [self._leases.log, self._leases.count],
+        ).fetchone()
+        return row[0] if row else None
 
     def stop(self) -> None:
         """Stop, and wait for the thread."""

@@ -18,6 +18,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from cdp.processing.store import Connection
 from martech.lib import metrics
@@ -113,7 +114,7 @@ class Leases:
 
         ConfigurationError where a living one counts other partitions.
         """
-        before, held, self.id, self.held = self.id, self.held, uuid4(), {}
+        before, held, new = self.id, self.held, uuid4()
         with connection.transaction():
             _lock(connection)
             # We are alive: what we held over a lost connection is free, and nobody died.
@@ -127,7 +128,7 @@ class Leases:
             connection.execute(
                 _REGISTER,
                 {
-                    "id": self.id, "log": self.log, "host": socket.gethostname(), "pid": os.getpid(),
+                    "id": new, "log": self.log, "host": socket.gethostname(), "pid": os.getpid(),
                     "given": None if self.given is None else list(self.given), "seconds": LEASE_SECONDS,
                 },
             )  # fmt: skip
@@ -137,6 +138,7 @@ class Leases:
                     " VALUES (%s, %s, '', 0, now()) ON CONFLICT DO NOTHING",
                     [self.log, partition],
                 )
+        self.id, self.held = new, {}
 
     def _refuse_other_count(self, connection: Connection) -> None:
         row = connection.execute(_OTHER_COUNT, {"log": self.log, "count": self.count}).fetchone()
@@ -161,8 +163,12 @@ class Leases:
 
     def surplus(self, connection: Connection) -> list[int]:
         """Return the partitions that others should have; call `release` once nothing of them is under way."""
-        share = self._share(connection)
-        return sorted(self.held)[share:] if self.given is None else []
+        if self.given is not None:
+            return []
+        shared = set(self._shared(connection))
+        # What another one was given goes first.
+        held = sorted(self.held, key=lambda partition: (partition not in shared, partition))
+        return held[self._share(connection) :]
 
     def release(self, connection: Connection, partitions: Sequence[int]) -> None:
         """Let others take partitions."""
@@ -268,7 +274,13 @@ class Heart(threading.Thread):
 
 
 def connect(database_url: str, part: str, **settings: Any) -> psycopg.Connection[Any]:
-    """Open a connection of a processor; a network that swallows everything is noticed within seconds."""
+    """Open a connection of a processor.
+
+    A network that swallows everything is noticed within seconds, and a process that stands still in a transaction
+    loses its locks.
+    """
+    given = conninfo_to_dict(database_url).get("options") or ""
+    ours = {"idle_in_transaction_session_timeout": "30s"} | settings
     return psycopg.connect(
         database_url,
         autocommit=True,
@@ -278,5 +290,5 @@ def connect(database_url: str, part: str, **settings: Any) -> psycopg.Connection
         keepalives_interval=2,
         keepalives_count=3,
         tcp_user_timeout=8000,
-        options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
+        options=" ".join([str(given), *(f"-c {name}={value}" for name, value in ours.items())]).strip(),
     )

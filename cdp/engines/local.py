@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime
 
 import psycopg
 from prometheus_client import Counter, Gauge, Histogram
@@ -81,12 +81,13 @@ class LocalEngine:
         self.cache = ProfileCache(config.cache_url)
         self.flushing = Flushing(self.cache)
         self.leases = Leases("", config.log_partitions, partitions)
-        self.keeper = Keeper(config, self.pipeline.window)
+        self.keeper = Keeper(config, self.pipeline.window, self.leases)
         self._stopping = threading.Event()
+        self._failures = 0
         # Of each partition, the time before which everything received has been processed, in µs since 1970.
-        self._done: dict[int | None, int] = {}
+        self._done: dict[int, int] = {}
         self._trimmed_at = self._shown_at = 0.0
-        self._covered: tuple[datetime, datetime] | None = None
+        self._covered: date | None = None
         _spare_collections()
 
     def stop(self) -> None:
@@ -103,18 +104,16 @@ class LocalEngine:
             self.cache.close()
 
     def _run(self) -> None:
-        failures = 0
         while not self._stopping.is_set():
             try:
                 with self._connected() as connection:
-                    failures = 0
                     self._serve(connection)
             except (*OUTAGES, RetryableError) as error:
                 RETRIES.labels(type(error).__name__).inc()
-                delay = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
+                delay = RETRY_SECONDS[min(self._failures, len(RETRY_SECONDS) - 1)]
                 logger.warning("%s; trying again in %.1f s", str(error).strip().replace("\n", " "), delay)
                 self._stopping.wait(delay)
-                failures += 1
+                self._failures += 1
 
     def drain(self) -> int:
         """Process what is in the log now and return how many events it was; for tests, tools and the end of a run."""
@@ -122,6 +121,7 @@ class LocalEngine:
         with self._connected() as connection:
             self._cover(connection)
             self._take_over(connection)
+            self._require_all()
             ahead = self._ahead(self._positions())
             while (batch := ahead.take(max_events=self.config.processor_batch_events, wait=0)).positions:
                 self._commit(connection, batch)
@@ -133,17 +133,12 @@ class LocalEngine:
 
     @contextmanager
     def _connected(self) -> Iterator[store.Connection]:
-        """Open the connection that batches are committed over; what an earlier one left undone is forgotten.
-
-        The cache begins a new epoch: PostgreSQL may have crashed and forgotten what it showed, and a processor that
-        died may not have shown what it committed.
-        """
+        """Open the connection that batches are committed over; what an earlier one left undone is forgotten."""
         self.pipeline.forget()
         self.flushing.forget()
         self.leases.log = self.log.name
         with connect(self.config.database_url, "batches", **SESSION) as connection:
             self.leases.register(connection)
-            self.cache.start_epoch()
             self.heart = Heart(self.config.database_url, self.leases)
             self.heart.start()
             try:
@@ -173,10 +168,10 @@ class LocalEngine:
         taken = self.leases.tend(connection)
         for partition in taken:
             self.log.verify(partition, self.leases.held[partition].position)
-        if any(self.leases.held[partition].crashes for partition in taken):
-            # What the dead committed, they may not have shown.
-            self.cache.start_epoch()
         if taken:
+            # Who held them before may have died or lost the cache, and not have shown what it committed; and a crash
+            # of PostgreSQL may have taken back what was shown.
+            self.cache.start_epoch()
             self.flushing.show(connection, {one: at for one in taken if (at := self.leases.held[one].position)})
             logger.info("processing partitions %s of %s", sorted(self.leases.held), self.log.name)
         for partition in taken:
@@ -197,7 +192,6 @@ class LocalEngine:
             )  # fmt: skip
             if batch is None:
                 return
-            self._cover(connection, batch)
             self._commit(connection, batch)
             if any(careful.is_killer(arrival) for arrival in batch.arrivals):
                 return
@@ -223,8 +217,10 @@ class LocalEngine:
                 elif self.flushing:
                     self.flushing.flush(connection)
                 else:
-                    self._done |= dict.fromkeys(self.leases.held, caught_up_us)
+                    for partition in self.leases.held:
+                        self._note_done(partition, caught_up_us)
                     self.cache.heal()
+                self._failures = 0
                 self._keep_house(connection)
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + LOOK_SECONDS
@@ -251,13 +247,16 @@ class LocalEngine:
     def _commit(self, connection: store.Connection, batch: Batch) -> None:
         """Apply a batch and move the positions in one transaction; the cache shows it once it is on the disk."""
         started = time.monotonic()
-        self._cover(connection, batch)
+        self._cover(connection)
         applied = self._applied(connection, batch)
         self.pipeline.remember(applied)
         for partition, position in batch.positions.items():
             held = self.leases.held[partition]
             held.position, held.crashes = position, 0
-        self._done |= {arrival.log_partition: arrival.delivery.received_us for arrival in batch.arrivals}
+        for arrival in batch.arrivals:
+            # A dead letter that was given back says when it first came.
+            if arrival.log_partition is not None and not arrival.delivery.letter_id:
+                self._note_done(arrival.log_partition, arrival.delivery.received_us)
         self.flushing.add(connection, batch, applied)
         _measure(batch, applied, time.monotonic() - started)
 
@@ -300,18 +299,24 @@ class LocalEngine:
             HALTED.set(0)
             self.leases.halted = ""
 
-    def _cover(self, connection: store.Connection, batch: Batch | None = None) -> None:
-        """See to it that every day of the batch has its table partitions, beat or no beat."""
-        now = datetime.now(UTC)
-        received = [arrival.delivery.received_us for arrival in batch.arrivals] if batch else []
-        first = min([now, *(clock.from_us(min(received)) for _ in received[:1])])
-        if self._covered and self._covered[0] <= first and now + timedelta(days=1) < self._covered[1]:
-            return
-        ahead = (now.date() - first.date()).days + 7
-        size = self.config.event_partition_days
-        tables.ensure(connection, tables.EVENTS, days=size, today=first.date(), ahead=ahead)
-        midnight = datetime(first.year, first.month, first.day, tzinfo=UTC)
-        self._covered = (midnight, midnight + timedelta(days=ahead))
+    def _cover(self, connection: store.Connection) -> None:
+        """See to it that the coming days have their table partitions, beat or no beat."""
+        today = datetime.now(UTC).date()
+        if today != self._covered:
+            tables.ensure(connection, tables.EVENTS, days=self.config.event_partition_days, today=today)
+            self._covered = today
+
+    def _note_done(self, partition: int, until_us: int) -> None:
+        self._done[partition] = max(until_us, self._done.get(partition, 0))
+
+    def _require_all(self) -> None:
+        """Raise PermanentError where another processor holds what we should drain."""
+        wanted = range(self.leases.count) if self.leases.given is None else self.leases.given
+        missing = sorted(set(wanted) - self.leases.held.keys())
+        if missing:
+            raise PermanentError(
+                f"Partitions {missing} are held by another processor: stop that one, or let it drain them."
+            )
 
     def _keep_house(self, connection: store.Connection) -> None:
         """Now and then trim the log, tell it how far we are, and show in the checkpoints that we live."""
@@ -322,14 +327,9 @@ class LocalEngine:
             done = {one: self._done[one] for one in self.leases.held if self._done.get(one)}
             if done:
                 self.log.done(done)
-            if done and len(done) == len(self.leases.held):
-                self.keeper.waiting_us = min(done.values())
         if now - self._shown_at > SHOW_SECONDS:
             self._shown_at = now
-            connection.execute(
-                "UPDATE cdp_checkpoint SET updated_at = now() WHERE log = %s AND partition = ANY(%s)",
-                [self.log.name, list(self.leases.held)],
-            )
+            store.show_positions(connection, self.log.name, {one: self._done.get(one, 0) for one in self.leases.held})
 
     def _trim(self) -> None:
         """Let the log forget what PostgreSQL has on its disk."""

@@ -8,13 +8,15 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from cdp.log.base import Log, Stored, decode_entry
-from cdp.processing.decode import MAX_EVENT_BYTES
+from cdp.processing.decode import MAX_EVENT_BYTES, Rejection
 from cdp.processing.pipeline import Arrival, arrive
 from martech.lib import clock
 
 # What one read asks of each partition at the most; entries of a busy log hold tens of events each.
 READ_ENTRIES = 200
 QUEUE_BYTES = 64 * 2**20
+# Entries are taken for at least this large: after small ones larger ones may come, of 256 KiB mostly.
+SMALLEST = 64 * 2**10
 
 
 @dataclass(slots=True)
@@ -31,7 +33,7 @@ class Ahead:
     """Takes batches from the log, after the positions it starts at.
 
     An entry is never split, so that a position always lies between entries. A batch has about `queue_bytes` at the
-    most, and so has what was read ahead of it.
+    most, with the batch contexts that decoding repeats in each event, and so has what was read ahead of it.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Ahead:
         return batch
 
     def _fill(self, wait: float) -> None:
-        limit = self._queue_bytes // (max(1, self._largest) * max(1, len(self._read)))
+        limit = self._queue_bytes // (max(SMALLEST, self._largest) * max(1, len(self._read)))
         found = self._log.read(self._read, limit=max(1, min(READ_ENTRIES, limit)), wait=wait)
         for partition, entries in found.items():
             self._pending[partition].extend(entries)
@@ -78,10 +80,15 @@ class Ahead:
             bytes_left -= len(stored.payload)
             self._taken[partition] = stored.position
             for delivery in decode_entry(stored.payload).deliveries:
-                batch.arrivals += [
+                arrived = [
                     arrive(event, delivery, partition, stored.position, max_bytes=self._event_bytes)
                     for event in delivery.events
                 ]
+                batch.arrivals += arrived
+                if delivery.context:
+                    bytes_left -= sum(
+                        len(one.decoded.context) for one in arrived if not isinstance(one.decoded, Rejection)
+                    )
         batch.positions[partition] = self._taken[partition]
         batch.events[partition] = len(batch.arrivals) - before
 

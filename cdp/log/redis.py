@@ -81,6 +81,8 @@ class RedisLog(Log):
         return self._async
 
     def read(self, after: dict[int, str], *, limit: int, wait: float) -> dict[int, list[Stored]]:
+        if not after:
+            return {}
         streams: Any = {self.key(partition): position or "0-0" for partition, position in after.items()}
         with _translated():
             # BLOCK 0 would wait for ever.

@@ -120,6 +120,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name="checkpoint",
+            name="done_at",
+            field=models.DateTimeField(help_text="Everything received before has been processed", null=True),
+        ),
+        migrations.AddField(
+            model_name="checkpoint",
             name="trial",
             field=models.JSONField(
                 help_text="Which event of the next entry is tried alone, and what it did", null=True

@@ -20,6 +20,7 @@ class Checkpoint(models.Model):
     owner = models.UUIDField(null=True, help_text="The processor that holds the partition")
     epoch = models.BigIntegerField(db_default=0, help_text="Raised by each take-over: a batch of an older one is void")
     crashes = models.PositiveSmallIntegerField(db_default=0, help_text="Processors that died at this position")
+    done_at = models.DateTimeField(null=True, help_text="Everything received before has been processed")
     trial = models.JSONField(null=True, help_text="Which event of the next entry is tried alone, and what it did")
 
     class Meta:

@@ -73,7 +73,8 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self._filters: dict[int, Bloom] = {}
+        # By number and time of sealing: after a failover a number may stand for another content.
+        self._filters: dict[tuple[int, datetime | None], Bloom] = {}
         self._lock = threading.Lock()
 
     def seen(self, connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, set[int]]:
@@ -81,7 +82,7 @@ class Window:
         known: dict[bytes, set[int]] = {}
         try:
             for generation in generations(connection):
-                filter_ = self._filters.get(generation.number)
+                filter_ = self._filters.get((generation.number, generation.sealed_at))
                 asked = hashes if filter_ is None else [one for one in hashes if one in filter_]
                 for id_hash, payload_hash in _look_up(connection, generation, asked) if asked else ():
                     known.setdefault(id_hash.bytes, set()).add(payload_hash)
@@ -104,14 +105,14 @@ class Window:
         """Read one sealed generation into a filter; False when there was none to read."""
         held = generations(connection)
         with self._lock:
-            for gone in self._filters.keys() - {one.number for one in held}:
+            for gone in self._filters.keys() - {(one.number, one.sealed_at) for one in held}:
                 del self._filters[gone]
-        unread = [one for one in held if one.keys is not None and one.number not in self._filters]
+        unread = [one for one in held if one.keys is not None and (one.number, one.sealed_at) not in self._filters]
         if not unread:
             return False
         # The newest first: retries come soon.
         generation = unread[-1]
-        self._filters[generation.number] = _filter_of(connection, generation)
+        self._filters[generation.number, generation.sealed_at] = _filter_of(connection, generation)
         return True
 
     @property
@@ -173,6 +174,8 @@ def seal(connection: Connection, *, older_than: timedelta = OPEN_FOR, larger_tha
     try:
         with connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout = '{SEAL_SECONDS}s'")
+            # All processors wait meanwhile: one that stands still here must not hold them up.
+            connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{SEAL_SECONDS}s'")
             connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", [LOCK])
             if not _is_due(connection, older_than, larger_than):
                 return False

@@ -13,18 +13,19 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import psycopg
 
 from cdp import profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import duplicates, registers, store, traits
+from cdp.processing import duplicates, registers, store
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
-from cdp.processing.identity import EMAIL, Identifier, anchor_of
+from cdp.processing.identity import Identifier, anchor_of
 from cdp.processing.people import Delta, People, Person
+from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
@@ -37,10 +38,6 @@ MAX_KEPT_BATCH_BYTES = MAX_EVENT_BYTES
 # The flag of an event whose message id came before with another payload.
 REUSED = "reused_message_id"
 
-# What a source of a kind may not set unless its rules say otherwise: browser and mobile keys are public.
-PUBLIC_KINDS = frozenset({"browser", "mobile"})
-PUBLIC_REFUSALS = {"refused_namespaces": [EMAIL], "refused_traits": [EMAIL, "consent"], "refused_calls": ["import"]}
-
 
 class Arrival(NamedTuple):
     """One event on its way in: as it came, and what decoding made of it."""
@@ -50,45 +47,6 @@ class Arrival(NamedTuple):
     decoded: Message | Rejection
     log_partition: int | None = None
     log_position: str | None = None
-
-
-class Trust(NamedTuple):
-    """What a source may set, and how far its evidence counts (0 before 1 in canonical order)."""
-
-    source_class: int
-    refused_namespaces: frozenset[str]
-    refused_traits: frozenset[str]
-    refused_calls: frozenset[str]
-
-
-def trust(kind: str, rules: dict[str, Any]) -> Trust:
-    """Return what a source of this kind, with these overrides, may set."""
-    public = kind in PUBLIC_KINDS
-    merged = (PUBLIC_REFUSALS if public else {}) | rules
-    refused = (frozenset(merged.get(name, ())) for name in ("refused_namespaces", "refused_traits", "refused_calls"))
-    return Trust(int(public), *refused)
-
-
-UNKNOWN_SOURCE = trust("browser", {})
-
-
-@dataclass(slots=True)
-class Rules:
-    """Everything that definitions and sources say, as of one version."""
-
-    version: int
-    folder: traits.Folder
-    trust: dict[int, Trust]
-
-    @classmethod
-    def load(cls, connection: store.Connection, version: int) -> Rules:
-        """Read all definitions and sources."""
-        rows = store.sources(connection)
-        return cls(
-            version,
-            traits.Folder(store.definitions(connection)),
-            {source_id: trust(row.kind, row.rules) for source_id, row in rows.items()},
-        )
 
 
 @dataclass(slots=True)
@@ -188,7 +146,7 @@ class Pipeline:
             if not _is_of_the_data(error):
                 raise
             if len(arrivals) == 1:
-                reason = "poison" if isinstance(error, psycopg.Error) else "processing_error"
+                reason = "poison" if _is_bad_input(error) else "processing_error"
                 # A dead letter that was given back has its row: that it fails again stops nobody.
                 if reason == "processing_error" and not arrivals[0].delivery.letter_id:
                     self.failures.note(error)
@@ -221,7 +179,7 @@ class Pipeline:
         if self._rules is None or self._rules.version != version:
             try:
                 self._rules = Rules.load(connection, version)
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 raise Halted(
                     f"The definitions cannot be used ({type(error).__name__}: {error}). "
                     "Mend the one that was changed last."
@@ -264,6 +222,11 @@ def _is_of_the_data(error: Exception) -> bool:
             psycopg.errors.CheckViolation,
         ),
     )  # fmt: skip
+
+
+def _is_bad_input(error: Exception) -> bool:
+    """Tell what a sender can cause from a bug of ours, such as a column that the code does not know."""
+    return isinstance(error, psycopg.DataError | psycopg.OperationalError)
 
 
 def _described(error: Exception) -> str:

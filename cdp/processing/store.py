@@ -61,6 +61,15 @@ def lock_positions(connection: Connection, log: str, expected: dict[int, tuple[s
             )
 
 
+def show_positions(connection: Connection, log: str, done_us: dict[int, int]) -> None:
+    """Show that partitions have a living processor, and the time (µs, 0: unknown) before which all is processed."""
+    connection.execute(
+        "UPDATE cdp_checkpoint SET updated_at = now(), done_at = coalesce(to_timestamp(nullif(us, 0) / 1e6), done_at)"
+        " FROM unnest(%s::int[], %s::bigint[]) AS done (number, us) WHERE log = %s AND partition = number",
+        [list(done_us), list(done_us.values()), log],
+    )
+
+
 def database_now_us(connection: Connection) -> int:
     """Return the database's clock in microseconds since 1970: one clock for all processors."""
     row = connection.execute("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").fetchone()
