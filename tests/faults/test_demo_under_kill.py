@@ -48,8 +48,16 @@ class Demo:
 
     def kill(self, name):
         """Kill a program once it runs; return its process id."""
-        pid = wait_until(lambda: self.pid(name), 60)
-        os.kill(pid, signal.SIGKILL)
+        return wait_until(lambda: self._killed(name), 60)
+
+    def _killed(self, name):
+        pid = self.pid(name)
+        try:
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            # It was killed before, and its supervisor has not noticed yet.
+            return None
         return pid
 
     def result(self):
