@@ -32,7 +32,7 @@ test-sdks: $(VENV)/.installed-dev ## Run the Node SDKs against the platform (nee
 test-browser: $(VENV)/.installed-dev ## Look at the pages in Chromium (needs chromium)
 	@exec $(PYTEST) -q -m browser
 
-test-faults: $(VENV)/.installed-dev ## Kill processes under load and compare
+test-faults: $(VENV)/.installed-dev ## Bring faults about under load and compare
 	@exec $(PYTEST) -q -m faults
 
 test-engines: $(VENV)/.installed-dev ## Run the core on Spark and Flink (needs Java)
