@@ -255,6 +255,8 @@ def test_draining_beside_a_processor_that_lives_says_who_is_in_the_way(config, l
         with pytest.raises(PermanentError, match=r"Partitions \[0, 1\] are held by another processor"):
             engine_of(config, log).drain()
         first.leases.leave(other)
+    # Nobody died of it.
+    assert core.rows("SELECT max(crashes) AS crashes FROM cdp_checkpoint") == [{"crashes": 0}]
     assert engine_of(config, log).drain() == 0
 
 

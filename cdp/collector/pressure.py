@@ -85,7 +85,7 @@ class Bucket:
         self.rate, self.left, self.seen = rate, rate, now
 
     def wait(self, count: int, now: float) -> float:
-        """Return the seconds until `count` events may come, 0 for now; a batch beyond the rate waits for a full one."""
+        """Return the seconds until `count` events may come; a batch beyond the rate waits for a full bucket."""
         self.left = min(self.rate, self.left + (now - self.seen) * self.rate)
         self.seen = now
         if not self.rate:

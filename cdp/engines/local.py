@@ -117,18 +117,25 @@ class LocalEngine:
 
     def drain(self) -> int:
         """Process what is in the log now and return how many events it was; for tests, tools and the end of a run."""
-        total = 0
         with self._connected() as connection:
-            self._cover(connection)
-            self._take_over(connection)
-            self._require_all()
-            ahead = self._ahead(self._positions())
-            while (batch := ahead.take(max_events=self.config.processor_batch_events, wait=0)).positions:
-                self._commit(connection, batch)
-                total += len(batch.arrivals)
-            self.flushing.flush(connection)
-            self._trim()
-            self.leases.leave(connection)
+            try:
+                return self._drained(connection)
+            finally:
+                # Whoever stops at an error has not died: nobody should count that as a death.
+                if not connection.broken:
+                    self.leases.leave(connection)
+
+    def _drained(self, connection: store.Connection) -> int:
+        total = 0
+        self._cover(connection)
+        self._take_over(connection)
+        self._require_all()
+        ahead = self._ahead(self._positions())
+        while (batch := ahead.take(max_events=self.config.processor_batch_events, wait=0)).positions:
+            self._commit(connection, batch)
+            total += len(batch.arrivals)
+        self.flushing.flush(connection)
+        self._trim()
         return total
 
     @contextmanager
