@@ -122,7 +122,7 @@ def test_a_log_server_that_is_killed_and_comes_back_loses_nothing_acknowledged()
                     answer = post(server, body=body, timeout=20)
                     (acknowledged if answer.status_code == 200 else refused).append((f"m{n}", answer))
 
-            sender = threading.Thread(target=send)
+            sender = threading.Thread(target=send, daemon=True)
             sender.start()
             time.sleep(0.5)
             store.kill()

@@ -132,7 +132,7 @@ def processing(config):
     """Run the processor in a thread."""
     log = open_log(config.log_url, partitions=config.log_partitions)
     engine = LocalEngine(config, log, partitions=range(config.log_partitions))
-    thread = threading.Thread(target=engine.run)
+    thread = threading.Thread(target=engine.run, daemon=True)
     thread.start()
     try:
         yield
@@ -237,7 +237,7 @@ def test_what_came_before_the_window_of_duplicates_is_compared_and_not_sent(stag
 
 def test_a_web_process_that_comes_late_is_waited_for(stage):
     played = []
-    playing = threading.Thread(target=lambda: played.append(play.play(stage, PURCHASES)))
+    playing = threading.Thread(target=lambda: played.append(play.play(stage, PURCHASES)), daemon=True)
     playing.start()
     time.sleep(2)
     with serving(stage.config, port_of(stage)), processing(stage.config):

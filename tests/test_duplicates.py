@@ -92,7 +92,7 @@ def test_two_processes_that_take_one_message_in_at_once_keep_it_once(core):
         with other.transaction():
             Pipeline().apply(other, core.arrivals(one))
             outcome = []
-            racing = threading.Thread(target=lambda: outcome.append(_outcome(core, one)))
+            racing = threading.Thread(target=lambda: outcome.append(_outcome(core, one)), daemon=True)
             racing.start()
             racing.join(0.5)
             assert racing.is_alive()

@@ -88,7 +88,7 @@ def test_a_running_processor_makes_the_platform_ready(platform, own_database):
     Checkpoint.objects.all().delete()
     with closing(open_log(platform.CONFIG.log_url, partitions=8)) as log:
         engine = LocalEngine(platform.CONFIG, log, partitions=range(8))
-        running = threading.Thread(target=engine.run)
+        running = threading.Thread(target=engine.run, daemon=True)
         running.start()
         deadline = time.monotonic() + 10
         while ask()[1]["status"] != "ready" and time.monotonic() < deadline:
@@ -387,7 +387,7 @@ def test_lock_waits_are_shown_by_process(platform, own_database):
         psycopg.connect(own_database, application_name="martech-worker") as one,
     ):
         holder.execute("SELECT pg_advisory_xact_lock(1)")
-        waiting = threading.Thread(target=lambda: one.execute("SELECT pg_advisory_xact_lock(1)"))
+        waiting = threading.Thread(target=lambda: one.execute("SELECT pg_advisory_xact_lock(1)"), daemon=True)
         waiting.start()
         deadline = time.monotonic() + 5
         while not (found := vitals.read_database().lock_waits) and time.monotonic() < deadline:

@@ -95,7 +95,7 @@ def test_draining_processes_everything_once(config, log, core):
 
 def test_a_running_engine_shows_what_was_sent_in_the_cache(config, log):
     engine = engine_of(config, log)
-    running = threading.Thread(target=engine.run)
+    running = threading.Thread(target=engine.run, daemon=True)
     running.start()
     try:
         token = send(log, message("identify", userId="u1", traits={"name": "Ann"}))
@@ -174,7 +174,7 @@ def test_partitions_held_by_another_processor_are_taken_when_it_lets_go(config, 
     first = engine_of(config, log, [0, 1])
     with first._connected() as other:
         assert first._take_over(other) == [0, 1]
-        running = threading.Thread(target=engine.run)
+        running = threading.Thread(target=engine.run, daemon=True)
         running.start()
         send(log, *[message(userId=f"u{number}") for number in range(40)])
         theirs = sum(partition_of(f"user_id:u{number}", 4) in (0, 1) for number in range(40))
@@ -374,7 +374,7 @@ def test_an_identifier_that_its_profile_does_not_list_is_waited_for_and_not_spun
     with pytest.raises(Raced, match="has moved to another profile"):
         engine_of(config, log).drain()
     engine = engine_of(config, log)
-    running = threading.Thread(target=engine.run)
+    running = threading.Thread(target=engine.run, daemon=True)
     running.start()
     core.rows('UPDATE customer_profiles SET identity_graph = \'{"user_id": ["u1"]}\' RETURNING id')
     wait_until(lambda: len(core.events()) == 2)
@@ -396,7 +396,7 @@ def test_the_log_is_told_how_far_processing_is(config, log, core):
         return asyncio.run(ask())
 
     engine = engine_of(config, log)
-    running = threading.Thread(target=engine.run)
+    running = threading.Thread(target=engine.run, daemon=True)
     running.start()
     send(log, message(userId="u1"))
     wait_until(lambda: redis.Redis.from_url(config.log_url).hlen("martech:log:done") == 4)

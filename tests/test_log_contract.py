@@ -106,7 +106,7 @@ def test_a_waiting_reader_wakes_up_when_an_entry_comes(log):
     def wait():
         found.update(log.read({0: ""}, limit=9, wait=5))
 
-    reader = threading.Thread(target=wait)
+    reader = threading.Thread(target=wait, daemon=True)
     started = time.monotonic()
     reader.start()
     time.sleep(0.05)

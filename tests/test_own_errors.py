@@ -123,7 +123,7 @@ def test_a_halted_processor_says_why_and_goes_on_once_the_cause_is_mended(config
     monkeypatch.setattr(local, "HALT_SECONDS", 0.1)
     send(log, *[message(userId="u1", event="Bug") for _ in range(20)])
     engine = LocalEngine(config, log)
-    running = threading.Thread(target=engine.run)
+    running = threading.Thread(target=engine.run, daemon=True)
     running.start()
     try:
         wait_until(lambda: buggy.rows("SELECT halted FROM cdp_processor WHERE halted LIKE '11 of the last 20%%'"))

@@ -120,7 +120,7 @@ def test_many_makers_at_once_make_each_partition_once(store, database_url):
         except Exception as error:
             errors.append(error)
 
-    makers = [threading.Thread(target=make, args=(days,)) for days in (1, 1, 2, 7)]
+    makers = [threading.Thread(target=make, args=(days,), daemon=True) for days in (1, 1, 2, 7)]
     for maker in makers:
         maker.start()
     for maker in makers:
@@ -161,7 +161,7 @@ def test_a_change_that_meets_a_long_batch_gives_way_and_tries_again(store, datab
 
     with closing(psycopg.connect(database_url)) as batch:
         insert(batch, TODAY)
-        thread = threading.Thread(target=alter)
+        thread = threading.Thread(target=alter, daemon=True)
         thread.start()
         wait_for_waiters(store, 1)
         # Another batch that comes behind the waiting change is held up for one try at the most.

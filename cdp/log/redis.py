@@ -220,7 +220,9 @@ def _is_stale(memory: dict[str, Any], persistence: dict[str, Any], free: int) ->
     """Tell whether most of the file is of entries that were trimmed, a new one has room, and nobody is at it yet."""
     busy = persistence.get("aof_rewrite_in_progress") or persistence.get("aof_rewrite_scheduled")
     used: int = memory["used_memory"]
-    return not busy and free > used and persistence.get("aof_current_size", 0) > STALE_FILE * used
+    # Only the entries are written: what an empty server uses would forbid this on a disk that nothing else empties.
+    entries: int = memory.get("used_memory_dataset", used)
+    return not busy and free > entries and persistence.get("aof_current_size", 0) > STALE_FILE * used
 
 
 def _bytes(value: str | bytes) -> bytes:

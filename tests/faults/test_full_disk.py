@@ -90,15 +90,25 @@ def disk_under(part, size_mb, **settings):
 
 
 class Sending:
-    """Threads that send events one by one until each is acknowledged; notes every answer with its time."""
+    """Threads that send events one by one until each is acknowledged; notes every answer with its time.
+
+    As a context it ends with a test that failed: threads that wait for an answer would keep the process alive.
+    """
 
     def __init__(self, up):
         self.url, self.key = f"http://127.0.0.1:{up.port}", up.found(r"(wk_[\w-]+)")
         self.acknowledged, self.answers = set(), []
-        self._enough = threading.Event()
-        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(SENDERS)]
+        self._enough, self._abandoned = threading.Event(), threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(number,), daemon=True) for number in range(SENDERS)]
         for thread in self._threads:
             thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._enough.set()
+        self._abandoned.set()
 
     def _send(self, sender):
         number = 0
@@ -110,7 +120,8 @@ class Sending:
                     "messageId": message_id, "userId": f"u{sender}", "event": "Read", "properties": {"text": TEXT},
                 }  # fmt: skip
                 while self._post(client, body) != 200:
-                    time.sleep(0.1)
+                    if self._abandoned.wait(0.1):
+                        return
                 self.acknowledged.add(message_id)
                 number += 1
 
@@ -145,8 +156,7 @@ def stored(up):
 
 
 def test_a_full_disk_under_the_log_acknowledges_nothing_that_is_lost():
-    with disk_under("log", 40, LOG_DISK_RESERVE_MB=0) as (up, disk):
-        sending = Sending(up)
+    with disk_under("log", 40, LOG_DISK_RESERVE_MB=0) as (up, disk), Sending(up) as sending:
         wait_until(lambda: len(sending.acknowledged) > 100)
         disk.fill()
         # The log's server cannot write and ends; whoever asks is told to come again.
@@ -167,12 +177,11 @@ def test_a_full_disk_under_the_log_acknowledges_nothing_that_is_lost():
 
 
 def test_a_disk_that_fills_up_is_noticed_before_it_is_full():
-    with disk_under("log", 48, LOG_DISK_RESERVE_MB=4) as (up, disk):
-        sending = Sending(up)
+    with disk_under("log", 64, LOG_DISK_RESERVE_MB=8) as (up, disk), Sending(up) as sending:
         # Twice the disk: the log's file is written anew without what was processed, again and again.
-        wait_until(lambda: len(sending.acknowledged) * len(TEXT) > 96 * 2**20, 120)
+        wait_until(lambda: len(sending.acknowledged) * len(TEXT) > 128 * 2**20, 240)
         # What is not the log's cannot be had back: then nobody may send until there is room.
-        disk.fill(leave=4 * 2**20)
+        disk.fill(leave=8 * 2**20)
         wait_until(lambda: len(sending.answers) and sending.answers[-1][1] == 429, 30)
         told = httpx.get(f"{sending.url}/readyz").json()["parts"]["log"]
         disk.clear()
@@ -188,8 +197,7 @@ def test_a_disk_that_fills_up_is_noticed_before_it_is_full():
 
 
 def test_a_full_disk_under_postgresql_costs_nothing_and_stops_nobody_from_sending():
-    with disk_under("postgres", 160) as (up, disk):
-        sending = Sending(up)
+    with disk_under("postgres", 160) as (up, disk), Sending(up) as sending:
         wait_until(lambda: len(stored(up)) > 100)
         disk.fill()
         full_since = time.monotonic()

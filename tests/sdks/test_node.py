@@ -71,7 +71,7 @@ def shop(_installed):
     """Serve the page from an origin of its own, and yield its address."""
     handler = functools.partial(Quiet, directory=str(HERE))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        serving = threading.Thread(target=server.serve_forever)
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
         serving.start()
         yield f"http://localhost:{server.server_port}"
         server.shutdown()
