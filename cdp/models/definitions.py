@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 
 
@@ -30,3 +31,25 @@ class DefinitionVersion(models.Model):
 
     def __str__(self) -> str:
         return str(self.version)
+
+
+class MergePolicy(models.Model):
+    """How the values of a given trait that sources disagree on become one; without a row the newest counts."""
+
+    class Policy(models.TextChoices):
+        NEWEST = "newest", "The newest value"
+        SOURCE_PRIORITY = "source_priority", "The value of the most trusted source, then the newest"
+        UNION = "union", "All values together, each until it is removed"
+        COUNTER = "counter", "A number that sources add to and subtract from"
+        ASK = "ask", "Keep the values of all sources, and ask"
+
+    id = models.AutoField(primary_key=True)
+    trait = models.CharField(max_length=255, unique=True)
+    policy = models.CharField(max_length=32, choices=Policy)
+    sources = ArrayField(
+        models.IntegerField(), db_default=[], blank=True, help_text="Ids of sources, the most trusted first"
+    )
+    version = models.PositiveIntegerField(default=1, help_text="States of an older one count for nothing")
+
+    def __str__(self) -> str:
+        return f"{self.trait}: {self.policy}"

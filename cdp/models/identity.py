@@ -7,6 +7,14 @@ import uuid
 from django.db import models
 
 
+class Standing(models.IntegerChoices):
+    """What new evidence on a profile's identifiers may do."""
+
+    SETTLED = 0, "Settled: it can only join"
+    CONTESTED = 1, "Contested: some of it was refused, or somebody unmerged, so the rules look at all of it again"
+    BLOCKED = 2, "Blocked: its one identifier stands for nobody in particular, and joins nothing"
+
+
 class Profile(models.Model):
     """A person as we know them: the combination of the identifiers that belong together.
 
@@ -25,6 +33,9 @@ class Profile(models.Model):
     registers = models.JSONField(default=dict, help_text="name → [value, time µs, source rank, message id]")
     trait_states = models.JSONField(default=dict, help_text="definition.version → state")
     merged_into = models.ForeignKey("self", models.PROTECT, null=True, blank=True, related_name="merged")
+    consent = models.JSONField(db_default={}, help_text="What may be done, by purpose, as readers see it")
+    standing = models.SmallIntegerField(choices=Standing, db_default=Standing.SETTLED)
+    erased_at = models.DateTimeField(null=True, blank=True, help_text="When everything on the person was erased")
 
     class Meta:
         db_table = "customer_profiles"
@@ -60,6 +71,9 @@ class Identifier(models.Model):
     # Compared by code point: faster, and a prefix is a range of the unique index in every database.
     value = models.CharField(max_length=512, db_collation="C")
     profile = models.ForeignKey(Profile, models.PROTECT, related_name="identifiers")
+    origin = models.UUIDField(
+        null=True, help_text="The profile it was first given, which it gets back when it is split"
+    )
     created_at = models.DateTimeField()
     registers = models.JSONField(default=dict, help_text="As Profile.registers, of this anchor's events alone")
     trait_states = models.JSONField(default=dict, help_text="As Profile.trait_states, of this anchor's events alone")
@@ -102,11 +116,15 @@ class Edge(models.Model):
 
 
 class IdentityDecision(models.Model):
-    """A merge, a refused merge or an unmerge: a fact, with its reason and its event or author."""
+    """A merge, a refused merge, a split or an unmerge: a fact, with its reason and its event or author.
+
+    An unmerge stands until `lifted_at`: the identifiers of its two sides (`UnmergeSide`) are kept apart.
+    """
 
     class Kind(models.TextChoices):
         MERGE = "merge"
         REFUSAL = "refusal"
+        SPLIT = "split", "Split by the rules"
         UNMERGE = "unmerge"
 
     id = models.BigAutoField(primary_key=True)
@@ -121,6 +139,64 @@ class IdentityDecision(models.Model):
     message_id = models.CharField(max_length=255, blank=True)
     occurred_at = models.DateTimeField()
     decided_at = models.DateTimeField()
+    author = models.CharField(max_length=255, db_default="", blank=True, help_text="Who took it, if a person did")
+    lifted_at = models.DateTimeField(null=True, blank=True, help_text="An unmerge stands until then")
+    lifted_by = models.CharField(max_length=255, db_default="", blank=True)
+    reviewed_at = models.DateTimeField(null=True, blank=True, help_text="When a person looked at it")
+    reviewed_by = models.CharField(max_length=255, db_default="", blank=True)
+
+    class Meta:
+        indexes = [
+            # What nobody has looked at yet, newest first.
+            models.Index(fields=["kind", "-id"], condition=models.Q(reviewed_at=None), name="decision_unreviewed"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}"
+
+
+class UnmergeSide(models.Model):
+    """Which side of an unmerge an identifier is on; those of one side stay together."""
+
+    class Side(models.IntegerChoices):
+        KEPT = 0, "Stayed"
+        TAKEN = 1, "Taken out"
+
+    id = models.BigAutoField(primary_key=True)
+    decision = models.ForeignKey(IdentityDecision, models.CASCADE, related_name="sides")
+    identifier = models.ForeignKey(Identifier, models.CASCADE, related_name="unmerges")
+    side = models.SmallIntegerField(choices=Side)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["decision", "identifier"], name="unmerge_side_decision_identifier")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.identifier} ({self.get_side_display()})"
+
+
+class IdentityRules(models.Model):
+    """A version of the rules that say which identifiers belong together; the newest one that is not a draft counts.
+
+    `namespaces`: name → {limit, priority, blocked, shared_after}; "*" stands for every other namespace.
+    """
+
+    class Status(models.TextChoices):
+        DRAFT = "draft"
+        APPLYING = "applying", "Applying: counts for new evidence, the past is on its way"
+        APPLIED = "applied"
+
+    version = models.AutoField(primary_key=True)
+    status = models.CharField(max_length=16, choices=Status, default=Status.DRAFT)
+    namespaces = models.JSONField()
+    note = models.TextField(blank=True, help_text="Why it was changed")
+    author = models.CharField(max_length=255, blank=True)
+    created_at = models.DateTimeField()
+    applied_at = models.DateTimeField(null=True, blank=True)
+    progress = models.JSONField(
+        default=dict, blank=True, help_text="Of the job: profiles to look at, done, split, merged"
+    )
+
+    def __str__(self) -> str:
+        return f"version {self.version}"

@@ -20,6 +20,8 @@ class Source(models.Model):
         SERVER = "server"
         BROWSER = "browser"
         MOBILE = "mobile"
+        # What people change in the admin and by the API.
+        PEOPLE = "people"
 
     id = models.AutoField(primary_key=True)
     name = models.CharField(max_length=128, unique=True)
