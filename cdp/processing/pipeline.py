@@ -20,7 +20,7 @@ import psycopg
 from cdp import profiles
 from cdp.log.base import Delivery, Event
 from cdp.processing import duplicates, graph, registers, store
-from cdp.processing.clusters import Evidence
+from cdp.processing.clusters import Evidence, Ruleset
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import Identifier, anchor_of
@@ -147,6 +147,29 @@ class Pipeline:
         now_us = store.database_now_us(connection)
         return self._halving(connection, self._current_rules(connection), arrivals, now_us)
 
+    def look_at_all(
+        self,
+        connection: store.Connection,
+        profiles: Sequence[uuid.UUID],
+        *,
+        reason: str,
+        author: str = "",
+        facts: Sequence[Message] = (),
+    ) -> Applied:
+        """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
+
+        `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
+        Raced where another process merges one of them meanwhile.
+        """
+        store.hold_rules(connection)
+        batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
+        people = batch.resolver.hold(profiles)
+        batch.resolver.look_at_all(people, reason, author=author)
+        batch.rows = [(fact, None) for fact in facts]
+        for fact in facts:
+            batch.touched[batch.resolver.of[fact.anchor].root()] = 1
+        return batch.write()
+
     def _halving(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
             with connection.transaction():
@@ -254,10 +277,13 @@ def _judge(
 ) -> tuple[list[tuple[Message, Arrival]], list[tuple[Arrival, Rejection]]]:
     """Sort arrivals into messages that pass and rejections, under what their sources may set."""
     passed, rejected = [], []
+    has_blocked = rules.identity.has_blocked
     for arrival in arrivals:
         decoded = arrival.decoded
         if isinstance(decoded, Message):
             decoded = _trusted(decoded, rules.trust.get(decoded.source_id, UNKNOWN_SOURCE))
+        if has_blocked and isinstance(decoded, Message):
+            decoded = _unblocked(decoded, rules.identity)
         if isinstance(decoded, Message):
             passed.append((decoded, arrival))
         else:
@@ -277,6 +303,17 @@ def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
         return Rejection("missing_id", "The source may set none of the event's identifiers. Send another, or change"
                          " the source's rules.", message.message_id)  # fmt: skip
     message.identifiers, message.anchor = kept, anchor
+    return message
+
+
+def _unblocked(message: Message, rules: Ruleset) -> Message | Rejection:
+    """Let an event belong to the first of its identifiers that stands for somebody; it keeps all as evidence."""
+    if rules.blocks(message.anchor):
+        anchor = anchor_of([one for one in message.identifiers if not rules.blocks(one)])
+        if anchor is None:
+            return Rejection("blocked_value", "The identity rules block all of the event's identifiers. Send another, or"
+                             " change the rules, then replay.", message.message_id)  # fmt: skip
+        message.anchor = anchor
     return message
 
 
@@ -313,7 +350,7 @@ class _Batch:
         # In the order in which they were met, with the events each has got.
         self.touched: dict[Person, int] = {}
         self.deltas: dict[Identifier, Delta] = {}
-        self.rows: list[tuple[Message, Arrival]] = []
+        self.rows: list[tuple[Message, Arrival | None]] = []
 
     def fold(self, messages: Sequence[tuple[Message, Arrival]]) -> None:
         """Add each message's effect to its anchor's delta."""
@@ -358,12 +395,14 @@ class _Batch:
         store.insert_events(self.connection, map(self._event, self.rows), self.now)
         return self._applied(rows)
 
-    def _event(self, row: tuple[Message, Arrival]) -> store.EventRow:
+    def _event(self, row: tuple[Message, Arrival | None]) -> store.EventRow:
         message, arrival = row
+        profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
+        if arrival is None:
+            return store.EventRow(message, profile, anchor, None, None)
         return store.EventRow(
-            message, self.resolver.of[message.anchor].root().id, self.ids[message.anchor], arrival.log_partition,
-            arrival.log_position, arrival.delivery.trace,
-        )  # fmt: skip
+            message, profile, anchor, arrival.log_partition, arrival.log_position, arrival.delivery.trace
+        )
 
     def _write_identifiers(self) -> None:
         resolver = self.resolver
