@@ -217,6 +217,25 @@ class ProfileCache:
             # Another processor may have raised it: what we write is as true as what it writes.
             self._epoch = current  # type: ignore[assignment]
 
+    def erase(self, identifiers: Iterable[Identifier], gone: Iterable[UUID], stale: Iterable[UUID]) -> int:
+        """Delete pointers and documents, and return how many there were; ProfilesUnavailable when the cache is away.
+
+        Those of `gone` do not come back by whoever is late with one; those of `stale` are read anew.
+        """
+        try:
+            epoch: Any = self._redis.get(EPOCH_KEY)
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.delete(*(f"i:{one}" for one in identifiers), *(f"p:{one}" for one in stale), "p:")
+            for profile_id in gone:
+                pipeline.get(f"p:{profile_id}")
+                # Without an epoch no entry counts, and the key would only stand there.
+                if epoch is not None:
+                    pipeline.set(f"p:{profile_id}", b"%b %d " % (epoch, LATEST), ex=MERGED_SECONDS)
+            deleted, *before = pipeline.execute()
+        except _AWAY as error:
+            raise ProfilesUnavailable(f"The cache does not answer: {error}. Try again.", retry_after=5) from error
+        return int(deleted) + sum(b"{" in one for one in before if isinstance(one, bytes))
+
     def close(self) -> None:
         """Let go of the connection."""
         self._redis.close()

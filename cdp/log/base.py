@@ -217,6 +217,14 @@ class Log(ABC):
         """
 
     @abstractmethod
+    def compact(self, *, seconds: float) -> bool:
+        """Have nothing on the server's disk of what was trimmed; False where the server cannot, or may not be asked.
+
+        Called by an erasure, once `trim` has forgotten the person's entries: what was trimmed after the call may
+        stay. LogUnavailable when away, or when it takes longer than `seconds`: then call it again.
+        """
+
+    @abstractmethod
     def check(self) -> None:
         """Raise ConfigurationError when the server is set up so that it may lose events, LogUnavailable when away."""
 
