@@ -14,7 +14,6 @@ from uuid import UUID
 
 from django.contrib.admin.models import LogEntry
 from django.db import connection
-from psycopg import sql
 
 from cdp import dead_letters, redaction
 from cdp.models import DeadLetter, EventImport, TaskRun
@@ -61,8 +60,9 @@ _DELETIONS = {
     "account_memberships": "DELETE FROM cdp_accountmember WHERE identifier_id = ANY(%s::bigint[])",
     "identifiers": "DELETE FROM cdp_identifier WHERE id = ANY(%s::bigint[])",
 }
+# An event says two identifiers only where there is an edge between its anchor and each other one.
 _NEIGHBOURS = """
-SELECT DISTINCT i.profile_id FROM cdp_edge e
+SELECT DISTINCT i.id, i.profile_id FROM cdp_edge e
 JOIN cdp_identifier i ON i.id = CASE WHEN e.left_id = ANY(%(anchors)s::bigint[]) THEN e.right_id ELSE e.left_id END
 WHERE (e.left_id = ANY(%(anchors)s::bigint[]) OR e.right_id = ANY(%(anchors)s::bigint[]))
 AND i.id <> ALL(%(anchors)s::bigint[])
@@ -72,21 +72,17 @@ UPDATE cdp_identitydecision SET detail = '{}', message_id = ''
 WHERE (profile_id = ANY(%(profiles)s::uuid[]) OR other_id = ANY(%(profiles)s::uuid[]))
 AND (detail <> '{}' OR message_id <> '')
 """
-_MENTIONS = sql.SQL(
-    """
-    SELECT event_id, ingested_at, anchor_id, message_id, name, identifiers::text, properties::text, context::text,
-        extra::text
-    FROM {table} WHERE identifiers @> ANY(%(pairs)s::jsonb[]) AND anchor_id <> ALL(%(anchors)s::bigint[])
-    LIMIT %(limit)s FOR UPDATE
-    """
-)
-_REWRITE = sql.SQL(
-    """
-    UPDATE {table} SET message_id = %s, name = %s, identifiers = %s::jsonb, properties = %s::jsonb,
-        context = %s::jsonb, extra = %s::jsonb
-    WHERE event_id = %s AND ingested_at = %s
-    """
-)
+_MENTIONS = """
+SELECT event_id, ingested_at, anchor_id, message_id, name, identifiers::text, properties::text, context::text,
+    extra::text
+FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND identifiers @> ANY(%(pairs)s::jsonb[])
+LIMIT %(limit)s FOR UPDATE
+"""
+_REWRITE = """
+UPDATE event_stream SET message_id = %s, name = %s, identifiers = %s::jsonb, properties = %s::jsonb,
+    context = %s::jsonb, extra = %s::jsonb
+WHERE event_id = %s AND ingested_at = %s
+"""
 # A search of bytes, whatever they are: non-ASCII ones are written as ASCII, which `lower` and `position` take.
 _LETTERS = """
 SELECT id FROM cdp_deadletter AS letter
@@ -101,12 +97,14 @@ WHERE id > %s AND EXISTS (
 class Person:
     """Whom an erasure is about, as far as it has found out: kept in its row until the end.
 
-    `anchors` are the ids of the identifiers' rows, `neighbours` profiles of others that edges led to.
+    `anchors` are the ids of the identifiers' rows; `around` are those of others' that edges led to, `neighbours` their
+    profiles.
     """
 
     identifiers: list[Identifier] = field(default_factory=list)
     anchors: list[int] = field(default_factory=list)
     profiles: list[UUID] = field(default_factory=list)
+    around: list[int] = field(default_factory=list)
     neighbours: list[UUID] = field(default_factory=list)
 
     @property
@@ -141,8 +139,9 @@ def whole(person: Person) -> Person:
 
 def delete(person: Person) -> dict[str, int]:
     """Delete a held person's rows, leave their profiles as empty stubs, and return how many rows it was."""
-    wanted = {"anchors": person.anchors}
-    person.neighbours = sorted({*person.neighbours, *(row[0] for row in select(_NEIGHBOURS, wanted))})
+    beside = select(_NEIGHBOURS, {"anchors": person.anchors})
+    person.around = sorted({*person.around, *(row[0] for row in beside)})
+    person.neighbours = sorted({*person.neighbours, *(row[1] for row in beside)})
     counts = {name: _count(query, [person.anchors] * query.count("%s")) for name, query in _DELETIONS.items()}
     counts["decisions"] = _count(_DECISIONS, {"profiles": person.profiles})
     counts["profiles"] = _count(_EMPTY, [person.profiles])
@@ -187,22 +186,16 @@ def _forms(values: Iterable[str]) -> list[bytes]:
     return sorted(form.encode("utf-8", "replace") for form in every)
 
 
-def mentions(person: Person, table: str) -> int:
-    """Take the person's identifiers out of the events of others in a partition; return how many there were.
-
-    Whose events they are is added to the neighbours. No index knows what an event mentions beside its anchor: the
-    partition is read to its end.
-    """
-    found, changed = redaction.pattern(person.values), 0
+def mentions(person: Person) -> int:
+    """Take the person's identifiers out of some events of others, and of their traits; return of how many events."""
+    found = redaction.pattern(person.values)
     pairs = [json.dumps([[one.namespace, one.value]]) for one in person.identifiers]
-    values = {"pairs": pairs, "anchors": person.anchors, "limit": CHUNK}
-    name = sql.Identifier(table)
-    while rows := select(_MENTIONS.format(table=name), values):
-        for row in rows:
-            _execute(_REWRITE.format(table=name), _without(row, person, found))
-        person.neighbours = sorted({*person.neighbours, *_scrub_states({row[2] for row in rows}, found)})
-        changed += len(rows)
-    return changed
+    events = select(_MENTIONS, {"around": person.around, "pairs": pairs, "limit": CHUNK})
+    for row in events:
+        _execute(_REWRITE, _without(row, person, found))
+    profiles = _scrub_states({row[2] for row in events}, found) if events else []
+    person.neighbours = sorted({*person.neighbours, *profiles})
+    return len(events)
 
 
 def _without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:

@@ -21,7 +21,7 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connection, transaction
 
-from cdp import audit, erasing, holders, partitions, redaction, subjects, suppressions
+from cdp import audit, erasing, holders, redaction, subjects, suppressions
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Entry, Log, encode_entry
@@ -55,12 +55,11 @@ class ErasureWaits(RetryableError):
 
 @dataclass(slots=True)
 class Work:
-    """What an unfinished erasure knows: the person, where the log has to come to, and partitions that are done."""
+    """What an unfinished erasure knows: the person, where the log has to come to, and what it has changed so far."""
 
     person: Person = field(default_factory=Person)
     positions: dict[str, str] = field(default_factory=dict)
     since: str = ""
-    tables: list[str] = field(default_factory=list)
     mentions: int = 0
 
 
@@ -262,17 +261,15 @@ def _older_transactions(since: str) -> int:
 
 
 def _erase_mentions(turn: Run) -> Receipt:
-    """Take the person out of the events of others, partition by partition."""
-    connection.ensure_connection()
-    for partition in partitions.existing(connection.connection, partitions.EVENTS):
-        if partition.name in turn.work.tables:
-            continue
+    """Take the person out of the events of others, some at a time."""
+    more = True
+    while more:
         with transaction.atomic():
-            turn.work.mentions += erasing.mentions(turn.work.person, partition.name)
-            turn.work.tables.append(partition.name)
+            more = bool(changed := erasing.mentions(turn.work.person))
+            turn.work.mentions += changed
             turn.keep()
     _erase_cached(turn)
-    return {"events": turn.work.mentions, "partitions": len(turn.work.tables)}
+    return {"events": turn.work.mentions}
 
 
 def _erase_archived(turn: Run) -> Receipt:

@@ -37,6 +37,8 @@ DATABASE_SECONDS = 4.0
 SETTLED = timedelta(seconds=30)
 # A merged profile must not come back by a processor that comes late with what it was before.
 MERGED_SECONDS = 3600
+# The version of an erased profile's empty entry: none comes after it.
+LAST = 2**53 - 1
 # Documents written by one call of the script, during which the cache answers nobody: about a millisecond.
 TOGETHER = 500
 # Two processors may change one profile, and the later change may come here first: the newer document stays, and so
@@ -231,7 +233,7 @@ class ProfileCache:
                 pipeline.get(f"p:{profile_id}")
                 # Without an epoch no entry counts, and the key would only stand there.
                 if epoch is not None:
-                    pipeline.set(f"p:{profile_id}", b"%b %d " % (epoch, LATEST), ex=MERGED_SECONDS)
+                    pipeline.set(f"p:{profile_id}", b"%b %d " % (epoch, LAST), ex=MERGED_SECONDS)
             deleted, *before = pipeline.execute()
         except _AWAY as error:
             raise ProfilesUnavailable(f"The cache does not answer: {error}. Try again.", retry_after=5) from error
