@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -88,7 +88,7 @@ def archive_closed(*, now: datetime, advance: Advance = lambda events: None) -> 
 
 def closed(*, now: datetime) -> list[Partition]:
     """Return the partitions of events that take no more of them, oldest first."""
-    return [one for one in _standing() if _instant(one.end) + MARGIN <= now]
+    return [one for one in _standing() if end_of(one) + MARGIN <= now]
 
 
 def missing(table: str) -> list[int]:
@@ -107,8 +107,14 @@ def _standing() -> list[Partition]:
     return partitions.existing(connection.connection, partitions.EVENTS)
 
 
-def _instant(day: Any) -> datetime:
-    return datetime.combine(day, time(), UTC)
+def start_of(partition: Partition) -> datetime:
+    """Return a partition's first instant."""
+    return datetime.combine(partition.start, time(), UTC)
+
+
+def end_of(partition: Partition) -> datetime:
+    """Return the first instant after a partition."""
+    return datetime.combine(partition.end, time(), UTC)
 
 
 @contextmanager
@@ -205,8 +211,8 @@ def _write(partition: Partition, bucket: int, buckets: int, tables: Iterable[pa.
         name = _name(partition.name, bucket, buckets)
         size, digest = _put(name, spooled, rows)
         ArchiveFile.objects.create(
-            table=partition.name, bucket=bucket, buckets=buckets, path=name, start=_instant(partition.start),
-            end=_instant(partition.end), rows=rows, size=size, sha256=digest, written_at=clock.now(),
+            table=partition.name, bucket=bucket, buckets=buckets, path=name, start=start_of(partition),
+            end=end_of(partition), rows=rows, size=size, sha256=digest, written_at=clock.now(),
         )  # fmt: skip
     return rows
 
@@ -329,12 +335,14 @@ def files(*, anchors: Iterable[int] | None = None, dropped_only: bool = False) -
 
 
 def read(
-    file: ArchiveFile, *, anchors: Iterable[int] | None = None, columns: Sequence[str] | None = None
+    file: ArchiveFile, *, anchors: Collection[int] | None = None, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Return a file's events as tables of pyarrow, a row group at a time, by anchor and time."""
-    wanted = None if anchors is None else frozenset(anchors)
+    """Return a file's events as tables of pyarrow, a row group at a time, by anchor and time.
+
+    `anchors` (None: any) may be a `range`, which costs nothing.
+    """
     with _open(file) as stored:
-        yield from parquet.tables(stored, anchors=wanted, columns=columns)
+        yield from parquet.tables(stored, anchors=anchors, columns=columns)
 
 
 def _open(file: ArchiveFile) -> IO[bytes]:

@@ -7,7 +7,7 @@ in the order of (anchor_id, occurred_at, event_id). pyarrow is loaded when it is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
@@ -50,6 +50,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "transformation_version": ("event.transformation_version", "int32"),
     "trace_parent": ("event.trace_parent", "string"),
 }
+TIMES = frozenset(name for name, (_, kind) in COLUMNS.items() if kind == "time")
 ORDER = ("anchor_id", "occurred_at", "event_id")
 # Where an event may name a person.
 SAID = ("name", "message_id", "original_timestamp")
@@ -161,29 +162,48 @@ def count(file: IO[bytes]) -> int:
 
 
 def tables(
-    file: IO[bytes], *, anchors: frozenset[int] | None = None, columns: Sequence[str] | None = None
+    file: IO[bytes], *, anchors: Collection[int] | None = None, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Return a file's rows, a row group at a time: those of some anchors, or all."""
+    """Return a file's rows, a row group at a time: those of some anchors (a set, or a range of them), or all."""
     pa = arrow()
     with pa.parquet.ParquetFile(file, pre_buffer=False) as parquet:
         position = parquet.schema_arrow.get_field_index("anchor_id")
         asked = None if columns is None else list(dict.fromkeys([*columns, "anchor_id"]))
-        wanted = None if anchors is None else pa.array(sorted(anchors), pa.int64())
         for number in range(parquet.num_row_groups):
             if anchors is not None and not _may_hold(parquet.metadata.row_group(number).column(position), anchors):
                 continue
             table = parquet.read_row_group(number, columns=asked, use_threads=False)
-            if wanted is not None:
-                table = table.filter(pa.compute.is_in(table["anchor_id"], value_set=wanted))
+            if anchors is not None:
+                table = table.filter(_is_in(table["anchor_id"], anchors))
             if table.num_rows:
                 yield table if columns is None else table.select(list(columns))
 
 
-def _may_hold(chunk: Any, anchors: frozenset[int]) -> bool:
+def _may_hold(chunk: Any, anchors: Collection[int]) -> bool:
     statistics = chunk.statistics
     if statistics is None or not statistics.has_min_max:
         return True
+    if isinstance(anchors, range):
+        return bool(anchors) and anchors[0] <= statistics.max and statistics.min <= anchors[-1]
     return any(statistics.min <= anchor <= statistics.max for anchor in anchors)
+
+
+def _is_in(column: Any, anchors: Collection[int]) -> Any:
+    pa = arrow()
+    if isinstance(anchors, range):
+        compute = pa.compute
+        return compute.and_(compute.greater_equal(column, anchors.start), compute.less(column, anchors.stop))
+    return pa.compute.is_in(column, value_set=pa.array(sorted(anchors), pa.int64()))
+
+
+def plain(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Return a table's rows as dicts, with times as microseconds since 1970."""
+    pa = arrow()
+    for name in TIMES & set(table.column_names):
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, table[name].cast(pa.int64()))
+    columns = [table[name].to_pylist() for name in table.column_names]
+    return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def redacted(table: pa.Table, texts: Sequence[str]) -> tuple[pa.Table, int]:
