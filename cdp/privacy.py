@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +20,7 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connection, transaction
 
-from cdp import audit, erasing, holders, redaction, subjects, suppressions
+from cdp import archive, audit, erasing, holders, redaction, subjects, suppressions
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Entry, Log, encode_entry
@@ -273,10 +272,6 @@ def _erase_mentions(turn: Run) -> Receipt:
 
 
 def _erase_archived(turn: Run) -> Receipt:
-    try:
-        archive = import_module("cdp.archive")
-    except ModuleNotFoundError:
-        return {"standing": "There is no archive."}
     return asdict(archive.erase(anchors=turn.work.person.anchors, values=turn.work.person.values))
 
 

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import integrity, keys, partitions, privacy, task_runs
+from cdp import archive, integrity, keys, partitions, privacy, task_runs
 
 # How far clocks, queues and a wait between two tries may move the end of a task's last delivery.
 LOST_MARGIN_SECONDS = 600
@@ -34,8 +34,20 @@ def make_partitions() -> None:
 
 @shared_task
 def drop_partitions() -> None:
-    """Drop the table partitions that retention has passed."""
-    partitions.drop_old(_psycopg(), event_days=settings.EVENT_RETENTION_DAYS, today=timezone.now().date())
+    """Drop the table partitions that retention has passed, once they are archived where that is on."""
+    partitions.drop_old(
+        _psycopg(),
+        event_days=settings.EVENT_RETENTION_DAYS,
+        today=timezone.now().date(),
+        may_drop=archive.may_drop,
+    )
+
+
+@shared_task
+def archive_events() -> None:
+    """Archive the table partitions that take no more events, where that is on."""
+    if settings.ARCHIVE_EVENTS:
+        archive.archive_closed(now=timezone.now())
 
 
 @shared_task
