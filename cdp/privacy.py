@@ -23,7 +23,7 @@ from django.db import connection, transaction
 from cdp import archive, audit, erasing, holders, redaction, subjects, suppressions
 from cdp.erasing import Person
 from cdp.log import open_log
-from cdp.log.base import Entry, Log, encode_entry
+from cdp.log.base import Delivery, Entry, Log, encode_entry
 from cdp.models import Checkpoint, Erasure
 from cdp.profiles import ProfileCache
 from martech.lib import clock
@@ -198,7 +198,7 @@ def _erase_cached(turn: Run) -> Receipt:
 def _erase_logged(turn: Run) -> Receipt:
     """Wait until processing has dropped what of the person was in the log, and have the log forget it.
 
-    The last entry of a partition is its checkpoint's, which is never trimmed: so an empty one is put after it.
+    The last entry of a partition is its checkpoint's, which is never trimmed: so one without events is put after it.
     """
     config = settings.CONFIG
     with closing(open_log(config.log_url, partitions=config.log_partitions)) as events:
@@ -221,9 +221,10 @@ def _erase_logged(turn: Run) -> Receipt:
 
 
 async def _end_partitions(events: Log) -> dict[str, str]:
+    nothing = encode_entry(Entry([Delivery(0, clock.now_us(), "", b" " * events.block_bytes, b"", [])]))
+    numbers = range(events.partitions)
     try:
-        numbers = range(events.partitions)
-        positions = await events.append([(number, encode_entry(Entry([]))) for number in numbers])
+        positions = await events.append([(number, nothing) for number in numbers])
     finally:
         await events.aclose()
     return {str(number): position for number, position in zip(numbers, positions, strict=True)}
