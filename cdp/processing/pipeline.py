@@ -17,9 +17,9 @@ from typing import NamedTuple
 import msgspec
 import psycopg
 
-from cdp import profiles
+from cdp import config, profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import duplicates, graph, registers, store
+from cdp.processing import duplicates, graph, registers, store, suppression
 from cdp.processing.clusters import Evidence, Ruleset
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
@@ -57,6 +57,7 @@ class Applied:
     events: int = 0
     duplicates: int = 0
     reused: int = 0
+    suppressed: int = 0
     lock_seconds: float = 0.0
     rejections: dict[str, int] = field(default_factory=dict)
     documents: list[tuple[uuid.UUID, int, bytes]] = field(default_factory=list)
@@ -71,6 +72,7 @@ class Applied:
         self.events += other.events
         self.duplicates += other.duplicates
         self.reused += other.reused
+        self.suppressed += other.suppressed
         self.lock_seconds += other.lock_seconds
         for reason, count in other.rejections.items():
             self.rejections[reason] = self.rejections.get(reason, 0) + count
@@ -108,9 +110,12 @@ class Pipeline:
     """Applies batches over one connection, and remembers between them who is who.
 
     What it remembers is checked against the locked profiles of each batch, so it may be out of date.
+    `privacy_key` is the configuration's; None reads it from this process's environment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, privacy_key: bytes | None = None) -> None:
+        self._privacy_key = config.load().privacy_key if privacy_key is None else privacy_key
+        self._keeps_out = False
         self.window = duplicates.Window()
         self.failures = Failures()
         self._rules: Rules | None = None
@@ -190,12 +195,14 @@ class Pipeline:
             return applied
 
     def _apply(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
+        arrivals, suppressed = self._without_erased(connection, arrivals)
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
         batch.resolver.resolve([message for message, _ in fresh], self._known, self._evidence)
         batch.fold(fresh)
         applied = batch.write()
+        applied.suppressed = suppressed
         applied.duplicates = len(passed) - len(fresh)
         applied.reused = sum(REUSED in message.flags for message, _ in fresh)
         store.put_aside(connection, [_letter(*one) for one in rejected], batch.now)
@@ -209,9 +216,10 @@ class Pipeline:
     def _current_rules(self, connection: store.Connection) -> Rules:
         version = store.definition_version(connection)
         if self._rules is None or self._rules.version != version:
+            self._keeps_out = suppression.is_needed(connection, self._privacy_key)
             try:
                 self._rules = Rules.load(connection, version)
-                # Who stands for nobody may have changed.
+                # Who stands for nobody may have changed, and whoever was erased is gone.
                 self.forget()
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 raise Halted(
@@ -219,6 +227,25 @@ class Pipeline:
                     "Mend the one that was changed last."
                 ) from error
         return self._rules
+
+    def _without_erased(
+        self, connection: store.Connection, arrivals: Sequence[Arrival]
+    ) -> tuple[Sequence[Arrival], int]:
+        """Drop what carries an identifier of an erased person, and say how many that were; none leaves a trace."""
+        if not self._keeps_out:
+            return arrivals, 0
+        carried = [suppression.carried(one.decoded, one.event, one.delivery) for one in arrivals]
+        # Whoever is known is not erased.
+        unknown = {identifier for found in carried for identifier in found} - self._known.keys()
+        erased = suppression.suppressed(connection, self._privacy_key, unknown)
+        if not erased:
+            return arrivals, 0
+        dropped = [one for one, found in zip(arrivals, carried, strict=True) if not erased.isdisjoint(found)]
+        returned = [one.delivery.letter_id for one in dropped if one.delivery.letter_id]
+        if returned:
+            suppression.forget_letters(connection, returned)
+        kept = [one for one, found in zip(arrivals, carried, strict=True) if erased.isdisjoint(found)]
+        return kept, len(dropped)
 
     def _without_duplicates(
         self, connection: store.Connection, passed: list[tuple[Message, Arrival]], now_us: int
