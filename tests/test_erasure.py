@@ -5,7 +5,7 @@ import json
 import subprocess
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 
 import pytest
 import redis
@@ -15,25 +15,21 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, audit, dead_letters, holders, partitions, privacy, suppressions
+from cdp import archive, holders, partitions, privacy
 from cdp.collector.keys import WriteKey
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
 from cdp.models import (
     Account,
     AccountMember,
-    AuditEntry,
     DeadLetter,
-    Edge,
     Erasure,
     Identifier,
-    IdentityDecision,
     Profile,
-    SuppressedIdentifier,
 )
 from cdp.processing.identity import Identifier as Key
 from martech.embedded.postgres import binaries
-from martech.lib.errors import PermanentError, RetryableError
+from martech.lib.errors import RetryableError
 from tests import collecting
 from tests.factories import make_source
 from tests.platform import message

@@ -160,16 +160,20 @@ class Pipeline:
         reason: str,
         author: str = "",
         facts: Sequence[Message] = (),
+        tells_splits: bool = True,
     ) -> Applied:
         """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
 
         `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
+        `tells_splits` is false where a decision of the caller's says that somebody was split.
         Raced where another process merges one of them meanwhile.
         """
         store.hold_rules(connection)
         batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
         people = batch.resolver.hold(profiles)
         batch.resolver.look_at_all(people, reason, author=author)
+        if not tells_splits:
+            batch.resolver.decisions = [one for one in batch.resolver.decisions if one.kind != "split"]
         batch.rows = [(fact, None) for fact in facts]
         for fact in facts:
             batch.touched[batch.resolver.of[fact.anchor].root()] = 1
@@ -338,8 +342,8 @@ def _unblocked(message: Message, rules: Ruleset) -> Message | Rejection:
     if rules.blocks(message.anchor):
         anchor = anchor_of([one for one in message.identifiers if not rules.blocks(one)])
         if anchor is None:
-            return Rejection("blocked_value", "The identity rules block all of the event's identifiers. Send another, or"
-                             " change the rules, then replay.", message.message_id)  # fmt: skip
+            return Rejection("blocked_value", "The identity rules block all of the event's identifiers. Send another,"
+                             " or change the rules, then replay.", message.message_id)  # fmt: skip
         message.anchor = anchor
     return message
 
