@@ -80,12 +80,13 @@ class ProfilesUnavailable(RetryableError):
 
 
 class Document(NamedTuple):
-    """What a document is built from; `graph`, `traits` and `computed` are JSON objects as bytes."""
+    """What a document is built from; `graph`, `traits`, `computed` and `consent` are JSON objects as bytes."""
 
     id: UUID
     graph: bytes
     traits: bytes
     computed: bytes
+    consent: bytes
     version: int
     as_of: str
     created_at: str
@@ -100,6 +101,7 @@ def document(parts: Document) -> bytes:
             "identifiers": identifiers_of(msgspec.json.decode(parts.graph)),
             "traits": Raw(parts.traits),
             "computed_traits": Raw(parts.computed),
+            "consent": Raw(parts.consent),
             "version": parts.version,
             "as_of": parts.as_of,
             "created_at": parts.created_at,
@@ -121,17 +123,17 @@ def timestamp(instant: datetime) -> str:
 
 SELECT = """
 SELECT p.id, p.identity_graph::text, p.traits::text, p.computed_traits::text, p.version, now(), p.created_at,
-       p.timestamp, p.merged_into_id
+       p.timestamp, p.consent::text, p.merged_into_id
 FROM customer_profiles p
 """
 
 
 def from_row(row: Sequence[Any]) -> bytes:
     """Return the document of a row of `SELECT`."""
-    profile_id, graph, traits, computed, version, as_of, created_at, updated_at, _ = row
+    profile_id, graph, traits, computed, version, as_of, created_at, updated_at, consent, _ = row
     return document(
         Document(
-            profile_id, graph.encode(), traits.encode(), computed.encode(), version,
+            profile_id, graph.encode(), traits.encode(), computed.encode(), consent.encode(), version,
             timestamp(as_of), timestamp(created_at), timestamp(updated_at),
         )
     )  # fmt: skip

@@ -7,12 +7,16 @@ from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 ROOT = Path(__file__).parent.parent
+# Laws are tried on so many examples; EXAMPLES=5000 is the full measure.
+hypothesis.settings.register_profile("martech", max_examples=int(os.environ.get("EXAMPLES", "200")), deadline=None)
+hypothesis.settings.load_profile("martech")
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,9 @@ class ProfileSerializer(serializers.Serializer):
     identifiers = IdentifierSerializer(many=True)
     traits = serializers.DictField(help_text="What sources said")
     computed_traits = serializers.DictField(help_text="What the platform computed of the events")
+    consent = serializers.DictField(
+        help_text="By purpose and topic: whether it is granted, since when, and the evidence"
+    )
     version = serializers.IntegerField(help_text="Counts accepted changes")
     as_of = serializers.DateTimeField(help_text="When this was true")
     created_at = serializers.DateTimeField()

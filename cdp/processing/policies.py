@@ -28,6 +28,7 @@ NEWEST, SOURCE_PRIORITY, UNION, COUNTER, ASK = "newest", "source_priority", "uni
 
 _object = msgspec.json.Decoder(dict[str, Raw])
 _LIFTS: dict[str, Any] = {UNION: lift_tags, COUNTER: lift_counter, ASK: lift_asked}
+KINDS = (NEWEST, SOURCE_PRIORITY, *_LIFTS)
 
 
 class Policy(NamedTuple):
@@ -61,8 +62,8 @@ class Policies:
     def __init__(self, policies: Iterable[Policy] = ()) -> None:
         self._of = {policy.trait: policy for policy in policies}
         for policy in self._of.values():
-            if policy.kind not in (NEWEST, SOURCE_PRIORITY, *_LIFTS):
-                known = ", ".join((NEWEST, SOURCE_PRIORITY, *_LIFTS))
+            if policy.kind not in KINDS:
+                known = ", ".join(KINDS)
                 raise ConfigurationError(f"{policy.trait} has the unknown policy '{policy.kind}'. Known: {known}.")
         self._special = {*self._of, consent.TRAIT}
 

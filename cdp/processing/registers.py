@@ -87,10 +87,7 @@ def present(registers: Registers) -> dict[str, Any]:
     """Return the traits that readers see: values by name, without those taken away and without consent."""
     shown = {}
     for name, held in sorted(registers.items()):
-        if isinstance(held, Register):
-            value = None if held.is_null else held.value
-        else:
-            value = held.present()
+        value = held.present()
         if value is not None and name != consent.TRAIT:
             shown[name] = value
     return shown
@@ -111,6 +108,4 @@ def conflicts(registers: Registers) -> dict[str, list[Conflict]]:
 
 def newest_us(registers: Registers) -> int:
     """Return the latest event time in any of them, in µs."""
-    return max(
-        (held.at_us if isinstance(held, Register) else held.newest_us() for held in registers.values()), default=0
-    )
+    return max((held.newest_us() for held in registers.values()), default=0)

@@ -7,6 +7,7 @@ new events said, which differs from joining for counters alone. States are JSON,
 from __future__ import annotations
 
 import decimal
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -86,6 +87,14 @@ class Register(msgspec.Struct, array_like=True, frozen=True):
         """Whether the trait was taken away."""
         return bytes(self.value) == b"null"
 
+    def present(self) -> Raw | None:
+        """Return the value that readers see, None where there is none."""
+        return None if self.is_null else self.value
+
+    def newest_us(self) -> int:
+        """Return the value's time."""
+        return self.at_us
+
 
 class State(msgspec.Struct, frozen=True, tag_field="policy"):
     """A trait's state under a merge policy of some version: a higher version counts, whatever the lower one said."""
@@ -133,7 +142,7 @@ class Ranked(State, frozen=True, tag="ranked"):
 
     def present(self) -> Raw | None:
         """Return the value."""
-        return None if self.value.is_null else self.value.value
+        return self.value.present()
 
     def newest_us(self) -> int:
         """Return the value's time."""
@@ -221,19 +230,17 @@ class Counter(State, frozen=True, tag="counter"):
 
     def join(self, other: Counter) -> Counter:
         """Return the later pair of each anchor."""
-        return self._with(other, max)
+        return self._with(other, _larger)
 
     def apply(self, delta: Counter) -> Counter:
         """Return the pairs with what was newly added to them."""
-        return self._with(delta, EXACT.add)
+        return self._with(delta, _sum)
 
-    def _with(self, other: Counter, both: Any) -> Counter:
+    def _with(self, other: Counter, both: Callable[[str, str], str]) -> Counter:
         joined = dict(self.sums)
         for anchor, pair in other.sums.items():
             mine = joined.get(anchor)
-            if mine is not None:
-                pair = tuple(decimal_text(both(*map(decimal.Decimal, two))) for two in zip(mine, pair, strict=True))
-            joined[anchor] = pair
+            joined[anchor] = pair if mine is None else (both(mine[0], pair[0]), both(mine[1], pair[1]))
         return Counter(self.version, joined, max(self.newest_at_us, other.newest_at_us))
 
     def present(self) -> Raw | None:
@@ -246,6 +253,14 @@ class Counter(State, frozen=True, tag="counter"):
     def newest_us(self) -> int:
         """Return the latest event's time."""
         return self.newest_at_us
+
+
+def _larger(left: str, right: str) -> str:
+    return max(left, right, key=decimal.Decimal)
+
+
+def _sum(left: str, right: str) -> str:
+    return decimal_text(EXACT.add(decimal.Decimal(left), decimal.Decimal(right)))
 
 
 def decimal_text(number: decimal.Decimal) -> str:
