@@ -142,8 +142,10 @@ def from_row(row: Sequence[Any]) -> bytes:
 class ProfileCache:
     """The processor's side: writes what a committed batch changed. Losing it costs speed only."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, starts_epochs: bool = True) -> None:
         self._redis = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+        # Who only adds what it changed itself has no say in what older entries are worth.
+        self._starts_epochs = starts_epochs
         self._epoch: bytes | None = None
         # Positions that could not be written yet.
         self._unwritten: dict[int, str] = {}
@@ -185,7 +187,9 @@ class ProfileCache:
         self._unwritten |= positions
         try:
             self._renew()
-            epoch = self._epoch or b""
+            if self._epoch is None:  # nothing is there that could be behind
+                return True
+            epoch = self._epoch
             pipeline = self._redis.pipeline(transaction=False)
             # One command for many: a command each took as long as writing the rows. The server evicts, so none expires.
             entries = [(f"p:{one}", version, b"%b %d %b" % (epoch, version, body)) for one, version, body in documents]
@@ -211,7 +215,7 @@ class ProfileCache:
     def _renew(self) -> None:
         """Start an epoch if the cache was away, or lost what it had."""
         current = self._redis.get(EPOCH_KEY)
-        if self._epoch is None or current is None:
+        if self._starts_epochs and (self._epoch is None or current is None):
             self.start_epoch()
             if self._epoch is None:
                 raise redis.exceptions.ConnectionError("the cache does not answer")
