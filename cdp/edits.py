@@ -149,6 +149,7 @@ def _edited(driver: store.Connection, profile_id: UUID, versions: Collection[int
     driver.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
     # In the order in which processors take their locks.
     duplicates.hold(driver)
+    store.hold_rules(driver)
     row = _locked(driver, profile_id)
     if row.version not in versions:
         raise Moved(row.version)

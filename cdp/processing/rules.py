@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cdp.processing import store, traits
+from cdp.processing.clusters import Ruleset
 from cdp.processing.identity import EMAIL
 from cdp.processing.policies import COUNTER, Policies
 
@@ -45,7 +46,12 @@ class Rules:
     version: int
     folder: traits.Folder
     trust: dict[int, Trust]
+    identity: Ruleset
     policies: Policies = field(default_factory=Policies)
+
+    def source_class(self, source_id: int) -> int:
+        """Return how far a source's evidence counts: 0 before 1 in canonical order."""
+        return self.trust.get(source_id, UNKNOWN_SOURCE).source_class
 
     @classmethod
     def load(cls, connection: store.Connection, version: int) -> Rules:
@@ -55,5 +61,6 @@ class Rules:
             version,
             traits.Folder(store.definitions(connection)),
             {source_id: trust(row.kind, row.rules) for source_id, row in rows.items()},
-            policies=Policies(store.merge_policies(connection)),
+            store.identity_rules(connection),
+            Policies(store.merge_policies(connection)),
         )
