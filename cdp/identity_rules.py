@@ -17,10 +17,10 @@ import psycopg
 from django.db import connection, transaction
 
 from cdp import audit, definitions, lookup, showing, unmerging
-from cdp.models import IdentityRules
+from cdp.models import IdentityRules, Standing
 from cdp.processing import clusters, graph, store
 from cdp.processing.clusters import ANY, Ruleset
-from cdp.processing.identity import BLOCKED, MAX_NAMESPACE, MAX_VALUE, USER_ID
+from cdp.processing.identity import BLOCKED, MAX_NAMESPACE, MAX_VALUE, USER_ID, Identifier
 from cdp.processing.pipeline import Pipeline
 from martech.lib import clock
 from martech.lib.errors import PermanentError, RetryableError
@@ -47,19 +47,21 @@ GROUP BY profile_id, namespace, most HAVING count(*) > coalesce(most, %(most)s)
 UNION
 SELECT profile_id FROM cdp_identifier i
 JOIN unnest(%(blocked_names)s::text[], %(blocked)s::text[]) AS rule (name, value)
-    ON lower(trim(BOTH '"'' ' FROM i.value)) = rule.value
+    ON lower(trim(BOTH '"'' ' FROM i.value) COLLATE "default") = rule.value
     AND (rule.name = i.namespace OR (rule.name = '*' AND i.namespace <> ALL (%(names)s)))
 UNION
 SELECT i.profile_id FROM (
     SELECT one, count(DISTINCT other) AS users FROM (
         SELECT left_id AS one, right_id AS other FROM cdp_edge UNION ALL SELECT right_id, left_id FROM cdp_edge
     ) AS pair
-    JOIN cdp_identifier u ON u.id = other AND u.namespace = ANY (%(single)s)
+    JOIN cdp_identifier u ON u.id = other
+        AND (u.namespace = ANY (%(single)s) OR (%(most)s = 1 AND u.namespace <> ALL (%(names)s)))
     GROUP BY one HAVING count(DISTINCT other) > %(least_shared)s
 ) AS shared
-JOIN cdp_identifier i ON i.id = one AND i.namespace <> ALL (%(single)s)
+JOIN cdp_identifier i ON i.id = one
 ORDER BY 1
 """
+_BLOCKED = "SELECT id FROM customer_profiles WHERE standing = %s AND merged_into_id IS NULL ORDER BY id"
 _LARGEST = """
 SELECT profile_id, count(*) FROM cdp_identifier GROUP BY profile_id ORDER BY count(*) DESC, profile_id
 """
@@ -170,10 +172,11 @@ def dry_run(namespaces: Any, *, progress: Callable[[int, int], None] | None = No
 
 def _looked(driver: store.Connection, rules: Ruleset, progress: Callable[[int, int], None]) -> Outcome:
     seeds = _seeds(driver, rules)
+    freed = _freed(driver, rules)
     outcome, seen, largest = Outcome(), set[UUID](), 0
     for number, seed in enumerate(seeds, 1):
         if seed not in seen:
-            whole = graph.closure(driver, [seed], rules)
+            whole = _closure(driver, seed, rules, freed)
             seen |= {row.profile for row in whole.rows.values()}
             largest = max(largest, _compare(whole, rules, outcome))
         progress(number, len(seeds))
@@ -185,7 +188,7 @@ def _looked(driver: store.Connection, rules: Ruleset, progress: Callable[[int, i
 
 def _compare(whole: graph.Whole, rules: Ruleset, outcome: Outcome) -> int:
     """Count what becomes of people that hang together; return the size of the largest."""
-    found = clusters.derive(whole.rows, whole.links.values(), rules, whole.unmerges, _still_blocked(whole, rules))
+    found = clusters.derive(whole.rows, whole.links.values(), rules, whole.unmerges, whole.blocked)
     made = [one & whole.rows.keys() for one in found.clusters if one & whole.rows.keys()]
     became: dict[UUID, list[set[Any]]] = {}
     for cluster in made:
@@ -201,9 +204,26 @@ def _compare(whole: graph.Whole, rules: Ruleset, outcome: Outcome) -> int:
     return max(map(len, made), default=0)
 
 
-def _still_blocked(whole: graph.Whole, rules: Ruleset) -> Mapping[Any, str]:
-    """Blocked identifiers at the edge of what was loaded: the rules are asked again where they have links enough."""
-    return {one: why for one, why in whole.blocked.items() if why == clusters.SHARED or rules.blocks(one)}
+def _freed(driver: store.Connection, rules: Ruleset) -> dict[Identifier, UUID]:
+    """Return the identifiers that stand for nobody now, and would for somebody by these rules, with their profiles."""
+    rows = driver.execute(_BLOCKED, [Standing.BLOCKED]).fetchall()
+    freed = {}
+    for (profile,) in rows:
+        whole = graph.load(driver, [profile], rules)
+        shared = clusters.shared(whole.links.values(), rules)
+        freed |= {one: profile for one in whole.rows if one not in shared and not rules.blocks(one)}
+    return freed
+
+
+def _closure(driver: store.Connection, seed: UUID, rules: Ruleset, freed: Mapping[Identifier, UUID]) -> graph.Whole:
+    """Return all that hangs together with a profile once these identifiers are freed."""
+    inside = {seed}
+    while True:
+        whole = graph.load(driver, list(inside), rules)
+        around = whole.neighbours | {freed[one] for one in whole.blocked if one in freed}
+        if around <= inside:
+            return whole
+        inside |= around
 
 
 def _largest(driver: store.Connection, seen: set[UUID]) -> tuple[int, int]:
