@@ -36,6 +36,8 @@ RACES = 20
 # "rulejob" in ASCII.
 JOB_LOCK = 0x72756C656A6F62
 EXAMPLES = 10
+# The member of `progress` in which a draft's dry run is kept.
+DRY_RUN = "dry_run"
 
 # Whom rules may concern: whoever was refused something or stands for nobody, and whoever breaks them as they are.
 _SEEDS = """
@@ -200,14 +202,16 @@ def _compare(whole: graph.Whole, rules: Ruleset, outcome: Outcome) -> int:
         outcome.split += len(parts) > 1
         if len(parts) > 1 and len(outcome.examples) < EXAMPLES:
             shown = [sorted(map(str, one))[:EXAMPLES] for one in sorted(parts, key=len, reverse=True)[:EXAMPLES]]
-            outcome.examples.append({"profile_id": str(profile), "becomes": len(parts), "parts": shown})
+            sizes = sorted(map(len, parts), reverse=True)[:EXAMPLES]
+            example = {"profile_id": str(profile), "becomes": len(parts), "sizes": sizes, "parts": shown}
+            outcome.examples.append(example)
     return max(map(len, made), default=0)
 
 
 def _freed(driver: store.Connection, rules: Ruleset) -> dict[Identifier, UUID]:
     """Return the identifiers that stand for nobody now, and would for somebody by these rules, with their profiles."""
     rows = driver.execute(_BLOCKED, [Standing.BLOCKED]).fetchall()
-    freed = {}
+    freed: dict[Identifier, UUID] = {}
     for (profile,) in rows:
         whole = graph.load(driver, [profile], rules)
         shared = clusters.shared(whole.links.values(), rules)
@@ -269,7 +273,7 @@ def publish(version: int, *, author: str) -> IdentityRules:
             row = IdentityRules.objects.create(
                 namespaces=row.namespaces, note=row.note, author=row.author, created_at=clock.now()
             )
-        row.status, row.progress = Status.APPLYING, {}
+        row.status = Status.APPLYING
         row.author = author[:255]
         row.save()
         definitions.raise_version()
@@ -324,12 +328,18 @@ def _applied(row: IdentityRules, progress: Callable[[int, int], None]) -> Identi
         if fresh:
             seen |= _rebuilt(pipeline, fresh, row.author, done)
         done.looked_at += len(chunk)
-        row.progress = _progress(done, len(seeds)) | {"after": str(chunk[-1])}
+        row.progress = _tried(row) | _progress(done, len(seeds)) | {"after": str(chunk[-1])}
         row.save(update_fields=["progress"])
         progress(done.looked_at, len(seeds))
-    row.status, row.applied_at, row.progress = Status.APPLIED, clock.now(), _progress(done, len(seeds))
+    row.status, row.applied_at = Status.APPLIED, clock.now()
+    row.progress = _tried(row) | _progress(done, len(seeds))
     row.save(update_fields=["status", "applied_at", "progress"])
     return row
+
+
+def _tried(row: IdentityRules) -> dict[str, Any]:
+    """Return what is kept of the dry run."""
+    return {name: row.progress[name] for name in (DRY_RUN,) if name in row.progress}
 
 
 def _progress(done: Outcome, of: int) -> dict[str, Any]:

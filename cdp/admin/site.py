@@ -42,6 +42,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 {"title": "Overview", "icon": "dashboard", "link": reverse_lazy("admin:index")},
                 _list("Profiles", "person", "profile"),
                 _list("Identity decisions", "merge", "identitydecision"),
+                _list("Identity rules", "rule", "identityrules"),
                 _list("Computed traits", "functions", "traitdefinition"),
                 _list("Merge policies", "call_merge", "mergepolicy"),
             ],
