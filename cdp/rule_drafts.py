@@ -63,9 +63,13 @@ def dry_run_of(row: IdentityRules) -> dict[str, Any] | None:
     return {**found, "words": str(Outcome(**{name: found[name] for name in asdict(Outcome())}))}
 
 
+def examples_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return the examples of an outcome without anybody's identifiers."""
+    return [{name: value for name, value in one.items() if name != "parts"} for one in outcome.examples]
+
+
 def _numbers(outcome: Outcome) -> Mapping[str, Any]:
-    examples = [{name: value for name, value in one.items() if name != "parts"} for one in outcome.examples]
-    return asdict(outcome) | {"examples": examples}
+    return asdict(outcome) | {"examples": examples_of(outcome)}
 
 
 def _keep(row: IdentityRules, found: Mapping[str, Any]) -> None:

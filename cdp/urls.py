@@ -3,15 +3,34 @@
 from django.urls import path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from cdp.api import api_keys, dead_letters, definitions, merge_policies, profiles, sources, trace
+from cdp.api import (
+    api_keys,
+    dead_letters,
+    definitions,
+    identity,
+    identity_rules,
+    merge_policies,
+    profiles,
+    sources,
+    trace,
+)
 
 # An identifier's value may hold anything, slashes too: the longer addresses come first.
 urlpatterns = [
     path("profiles", profiles.Profiles.as_view()),
     path("profiles/<path:reference>/events", profiles.Timeline.as_view()),
     path("profiles/<path:reference>/identifiers", profiles.Identifiers.as_view()),
+    path("profiles/<path:reference>/identity-graph", identity.IdentityGraph.as_view()),
+    path("profiles/<path:reference>/unmerge", identity.Unmerge.as_view()),
     path("profiles/<path:reference>", profiles.Profile.as_view()),
-    path("identity-decisions", definitions.Decisions.as_view()),
+    path("identity-decisions", identity.Decisions.as_view()),
+    path("identity-decisions/<int:decision_id>", identity.Decision.as_view()),
+    path("identity-decisions/<int:decision_id>/lift", identity.Lift.as_view()),
+    path("identity-decisions/<int:decision_id>/review", identity.Review.as_view()),
+    path("identity-rules", identity_rules.IdentityRulesList.as_view()),
+    path("identity-rules/dry-run", identity_rules.DryRun.as_view()),
+    path("identity-rules/<int:version>", identity_rules.IdentityRulesDetail.as_view()),
+    path("identity-rules/<int:version>/publish", identity_rules.Publish.as_view()),
     path("traits", definitions.Traits.as_view()),
     path("merge-policies", merge_policies.MergePolicies.as_view()),
     path("merge-policies/<int:policy_id>", merge_policies.MergePolicyDetail.as_view()),

@@ -25,8 +25,10 @@ if TYPE_CHECKING:  # the settings name this module's classes while the framework
 ALL = "all"
 # Each scope, what it allows, and the permission that a person needs for the same.
 SCOPES = {
-    "profiles:read": ("Read profiles, their events, identifiers and decisions", "cdp.view_profile"),
+    "profiles:read": ("Read profiles, their events, identifiers and decisions, and the rules", "cdp.view_profile"),
     "profiles:write": ("Change profiles", "cdp.change_profile"),
+    "identity:write": ("Take profiles apart, review decisions, draft identity rules", "cdp.unmerge_profile"),
+    "identity_rules:write": ("Publish identity rules", "cdp.change_identityrules"),
     "definitions:write": ("Change merge policies", "cdp.change_mergepolicy"),
     "sources:read": ("Read sources, without their write keys", "cdp.view_source"),
     "sources:write": ("Create and change sources, see and rotate their write keys", "cdp.change_source"),
