@@ -16,10 +16,14 @@ from cdp.identity_graph import Graph, Link, Node
 from cdp.processing.clusters import BLOCKED_VALUE, SHARED, UNMERGED
 from cdp.processing.identity import ANONYMOUS_ID, EMAIL, USER_ID
 
-BOX_WIDTH, BOX_HEIGHT, GAP, BETWEEN, EDGE = 190, 42, 12, 110, 48
-# Most evidence names a user id or a cookie: they stand beside each other, and so do user ids and addresses.
-COLUMNS = {ANONYMOUS_ID: 0, USER_ID: 1, EMAIL: 2}
-OTHERS, NEIGHBOURS = 3, 4
+BOX_WIDTH, BOX_HEIGHT, GAP, BETWEEN, EDGE = 184, 42, 12, 56, 8
+# Most evidence names a user id: cookies stand on one side of it, and all else on the other.
+COLUMNS = {ANONYMOUS_ID: 0, USER_ID: 1}
+OTHERS, NEIGHBOURS = 2, 3
+# Above and below, for lines that go around.
+ROOM = 24
+COLOURS = {ANONYMOUS_ID: 0, USER_ID: 1, EMAIL: 2}
+OTHER_COLOURS = (3, 4, 5)
 TEXT = 24
 SWEEPS = 4
 _WHY = {
@@ -78,7 +82,7 @@ def draw(graph: Graph) -> Picture:
         return Picture()
     columns = _ordered(_columns(graph.nodes), graph.links)
     tallest = max(map(len, columns))
-    height = tallest * (BOX_HEIGHT + GAP) - GAP + 2 * EDGE
+    height = tallest * (BOX_HEIGHT + GAP) - GAP + 2 * ROOM
     boxes = {
         node.id: _box(node, number, height / 2 - (len(column) * (BOX_HEIGHT + GAP) - GAP) / 2, row)
         for number, column in enumerate(columns)
@@ -129,7 +133,7 @@ def _mean(places: list[float]) -> float:
 
 
 def _box(node: Node, column: int, top: float, row: int) -> Box:
-    colour = COLUMNS.get(node.namespace, OTHERS + crc32(node.namespace.encode()) % 3)
+    colour = COLOURS.get(node.namespace, OTHER_COLOURS[crc32(node.namespace.encode()) % len(OTHER_COLOURS)])
     text = node.value if len(node.value) <= TEXT else f"{node.value[: TEXT - 1]}…"
     x, y = EDGE + column * (BOX_WIDTH + BETWEEN), int(top) + row * (BOX_HEIGHT + GAP)
     return Box(x, y, node, text, colour, _href(node))
@@ -143,11 +147,11 @@ def _curve(link: Link, boxes: dict[int, Box]) -> Curve:
     one, other = sorted((boxes[link.left.id], boxes[link.right.id]), key=lambda box: (box.x, box.y))
     from_x, from_y, to_y = one.x + BOX_WIDTH, one.y + BOX_HEIGHT // 2, other.y + BOX_HEIGHT // 2
     if one.x == other.x:
-        path = f"M {from_x} {from_y} C {from_x + 60} {from_y}, {from_x + 60} {to_y}, {from_x} {to_y}"
+        path = f"M {from_x} {from_y} C {from_x + 40} {from_y}, {from_x + 40} {to_y}, {from_x} {to_y}"
     else:
         # Around the columns in between, whose boxes would hide it.
         lift = 0 if other.x - from_x <= BETWEEN else BOX_HEIGHT + GAP
-        path = f"M {from_x} {from_y} C {from_x + 55} {from_y - lift}, {other.x - 55} {to_y - lift}, {other.x} {to_y}"
+        path = f"M {from_x} {from_y} C {from_x + 30} {from_y - lift}, {other.x - 30} {to_y - lift}, {other.x} {to_y}"
     href = f"#edge-{link.id}" if link.id else reverse("admin:cdp_identitydecision_change", args=[link.decision_id])
     return Curve(path, _title(link), href, bool(link.refused))
 
