@@ -32,6 +32,8 @@ FIELDS = {"limit", "priority", "blocked", "shared_after"}
 MAX_LIMIT = 1000
 # People in one transaction of the job: they stay locked until it ends.
 CHUNK = 20
+# Profiles that a dry run looks at in one go.
+TOGETHER = 200
 RACES = 20
 # "rulejob" in ASCII.
 JOB_LOCK = 0x72756C656A6F62
@@ -176,12 +178,13 @@ def _looked(driver: store.Connection, rules: Ruleset, progress: Callable[[int, i
     seeds = _seeds(driver, rules)
     freed = _freed(driver, rules)
     outcome, seen, largest = Outcome(), set[UUID](), 0
-    for number, seed in enumerate(seeds, 1):
-        if seed not in seen:
-            whole = _closure(driver, seed, rules, freed)
+    for start in range(0, len(seeds), TOGETHER):
+        fresh = [one for one in seeds[start : start + TOGETHER] if one not in seen]
+        if fresh:
+            whole = _closure(driver, fresh, rules, freed)
             seen |= {row.profile for row in whole.rows.values()}
             largest = max(largest, _compare(whole, rules, outcome))
-        progress(number, len(seeds))
+        progress(min(start + TOGETHER, len(seeds)), len(seeds))
     outcome.looked_at = len(seen)
     outcome.largest_before, others = _largest(driver, seen)
     outcome.largest_after = max(largest, others)
@@ -219,9 +222,11 @@ def _freed(driver: store.Connection, rules: Ruleset) -> dict[Identifier, UUID]:
     return freed
 
 
-def _closure(driver: store.Connection, seed: UUID, rules: Ruleset, freed: Mapping[Identifier, UUID]) -> graph.Whole:
-    """Return all that hangs together with a profile once these identifiers are freed."""
-    inside = {seed}
+def _closure(
+    driver: store.Connection, seeds: Sequence[UUID], rules: Ruleset, freed: Mapping[Identifier, UUID]
+) -> graph.Whole:
+    """Return all that hangs together with profiles once these identifiers are freed."""
+    inside = set(seeds)
     while True:
         whole = graph.load(driver, list(inside), rules)
         around = whole.neighbours | {freed[one] for one in whole.blocked if one in freed}

@@ -70,7 +70,7 @@ def test_a_draft_says_what_it_would_do_and_does_nothing(admin, people):
     assert re.search(r"becomes 2: of 2, 1 identifiers", text)
     row = IdentityRules.objects.get(pk=version)
     assert (row.status, row.author) == ("draft", f"admin:{admin.user.username}")
-    assert row.namespaces["email"] == {"limit": 1, "priority": 10, "blocked": ["info@x.com"], "shared_after": 10}
+    assert row.namespaces["email"] == {"limit": 1, "priority": 10, "blocked": ["info@example.com"], "shared_after": 10}
     assert identity_rules.current().version == 1
     assert "archer@example.com" not in str(row.progress)
     assert people.profile("email:ann@example.com")["id"] == people.profile("email:archer@example.com")["id"]
@@ -124,6 +124,7 @@ def test_what_cannot_be_is_said_and_nothing_typed_is_lost(admin, changes, words)
 
 
 def test_a_dry_run_that_takes_long_goes_on_as_a_task(admin, people, monkeypatch):
+    monkeypatch.setattr(identity_rules, "TOGETHER", 1)
     monkeypatch.setattr(rule_drafts.rehearse, "__kwdefaults__", {"seconds": 0.0})
     version = drafted(admin, email__limit="1", anonymous_id__shared_after="2")
     assert "There are many people to look at: it goes on in the background." in admin.get(page(version)).text

@@ -21,7 +21,7 @@ BOX_WIDTH, BOX_HEIGHT, GAP, BETWEEN, EDGE = 184, 42, 12, 56, 8
 COLUMNS = {ANONYMOUS_ID: 0, USER_ID: 1}
 OTHERS, NEIGHBOURS = 2, 3
 # Above and below, for lines that go around.
-ROOM = 24
+ROOM = 36
 COLOURS = {ANONYMOUS_ID: 0, USER_ID: 1, EMAIL: 2}
 OTHER_COLOURS = (3, 4, 5)
 TEXT = 24
@@ -89,7 +89,8 @@ def draw(graph: Graph) -> Picture:
         for row, node in enumerate(column)
     }
     width = len(columns) * (BOX_WIDTH + BETWEEN) - BETWEEN + 2 * EDGE
-    return Picture(width, height, list(boxes.values()), [_curve(one, boxes) for one in graph.links])
+    curves = [_curve(number, one, boxes) for number, one in enumerate(graph.links)]
+    return Picture(width, height, list(boxes.values()), curves)
 
 
 def rows(links: list[Link]) -> list[Row]:
@@ -143,15 +144,21 @@ def _href(node: Node) -> str:
     return "" if node.inside else reverse("admin:cdp_profile_change", args=[node.profile_id])
 
 
-def _curve(link: Link, boxes: dict[int, Box]) -> Curve:
+def _curve(number: int, link: Link, boxes: dict[int, Box]) -> Curve:
     one, other = sorted((boxes[link.left.id], boxes[link.right.id]), key=lambda box: (box.x, box.y))
     from_x, from_y, to_y = one.x + BOX_WIDTH, one.y + BOX_HEIGHT // 2, other.y + BOX_HEIGHT // 2
     if one.x == other.x:
         path = f"M {from_x} {from_y} C {from_x + 40} {from_y}, {from_x + 40} {to_y}, {from_x} {to_y}"
+    elif other.x - from_x <= BETWEEN:
+        half = BETWEEN // 2
+        path = f"M {from_x} {from_y} C {from_x + half} {from_y}, {other.x - half} {to_y}, {other.x} {to_y}"
     else:
-        # Around the columns in between, whose boxes would hide it.
-        lift = 0 if other.x - from_x <= BETWEEN else BOX_HEIGHT + GAP
-        path = f"M {from_x} {from_y} C {from_x + 30} {from_y - lift}, {other.x - 30} {to_y - lift}, {other.x} {to_y}"
+        # Above the columns in between, whose boxes would hide it, in one of a few lanes.
+        lane, turn = 4 + number % 4 * 6, BETWEEN // 2
+        path = (
+            f"M {from_x} {from_y} C {from_x + turn} {from_y}, {from_x} {lane}, {from_x + turn} {lane}"
+            f" H {other.x - turn} C {other.x} {lane}, {other.x - turn} {to_y}, {other.x} {to_y}"
+        )
     href = f"#edge-{link.id}" if link.id else reverse("admin:cdp_identitydecision_change", args=[link.decision_id])
     return Curve(path, _title(link), href, bool(link.refused))
 
