@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from cdp.processing.decode import FUTURE_TOLERANCE_US, MAX_EVENT_BYTES, Message,
 from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import Identifier, anchor_of
 from cdp.processing.people import Delta, Person
-from cdp.processing.resolving import Known, Pair, Resolver
+from cdp.processing.resolving import Known, Pair, Resolver, Wider
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
 from cdp.processing.states import Origin
 from martech.lib import clock
@@ -175,7 +175,7 @@ class Pipeline:
         """
         store.hold_rules(connection)
         batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
-        people = batch.resolver.hold(profiles)
+        people = batch.resolver.hold(profiles, still)
         batch.resolver.look_at_all(people, reason, author=author, still=still)
         if not tells_splits:
             batch.resolver.decisions = [one for one in batch.resolver.decisions if one.kind != "split"]
@@ -186,8 +186,7 @@ class Pipeline:
 
     def _halving(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
-            with connection.transaction():
-                return self._apply(connection, rules, arrivals, now_us)
+            return self._widening(connection, rules, arrivals, now_us)
         except Exception as error:
             if not _is_of_the_data(error):
                 raise
@@ -203,12 +202,32 @@ class Pipeline:
             applied.add(self._halving(connection, rules, again(arrivals[middle:]), now_us))
             return applied
 
-    def _apply(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
+    def _widening(
+        self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int
+    ) -> Applied:
+        """Write events, anew with more people locked where more than their own hang together."""
+        also = set[uuid.UUID]()
+        while True:
+            try:
+                with connection.transaction():
+                    return self._apply(connection, rules, arrivals, now_us, also)
+            except Wider as wider:
+                also |= wider.profiles
+                arrivals = again(arrivals)
+
+    def _apply(
+        self,
+        connection: store.Connection,
+        rules: Rules,
+        arrivals: Sequence[Arrival],
+        now_us: int,
+        also: Iterable[uuid.UUID] = (),
+    ) -> Applied:
         arrivals, suppressed = self._without_erased(connection, arrivals)
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
-        batch.resolver.resolve([message for message, _ in fresh], self._known, self._evidence)
+        batch.resolver.resolve([message for message, _ in fresh], self._known, self._evidence, also)
         batch.fold(fresh)
         applied = batch.write()
         applied.suppressed = suppressed
