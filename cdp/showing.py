@@ -36,7 +36,7 @@ def show_edits(*, now: datetime) -> int:
     latest = AuditEntry.objects.filter(object_type="profile").order_by("-pk")[:MOST]
     named = [(one.object_id, *one.detail.get("profiles", ())) for one in latest if one.at > now - LATE]
     rows = Profile.objects.filter(pk__in={UUID(one) for names in named for one in names})
-    merged = {pk: version for pk, version in rows.exclude(merged_into=None).values_list("pk", "version")}
+    merged = dict(rows.exclude(merged_into=None).values_list("pk", "version"))
     ids = {found for pk in rows.values_list("pk", flat=True) if (found := lookup.survivor(pk))}
     # The version is read first: a document may be newer than it, never older.
     versions = list(Profile.objects.filter(pk__in=ids).values_list("pk", "version"))
