@@ -218,9 +218,9 @@ def _worded_union(value: Any, held: Tags | None) -> Any:
         wanted = value["$set"]
         added = [one for one in wanted if one not in there]
         value = {"$union": added, "$remove": [one for one in there if one not in wanted]}
-    if isinstance(value, dict) and isinstance(value.get("$remove"), list):
-        gone = {one: seen(held.observed(one)) if held else {} for one in value["$remove"] if isinstance(one, str)}
-        return {**value, "$remove": gone}
+    remove = value.get("$remove") if isinstance(value, dict) else None
+    if isinstance(remove, list) and all(isinstance(one, str) for one in remove):
+        return {**value, "$remove": {one: seen(held.observed(one)) if held else {} for one in remove}}
     return value
 
 

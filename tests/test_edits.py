@@ -175,6 +175,8 @@ def test_a_removal_takes_away_what_the_person_saw(ann, patch):
     assert ann.profile("user_id:ann")["traits"]["tags"] == ["gold", "new", "old", "vip"]
     assert patch({"traits": {"tags": {"$set": ["vip"]}}}).json()["traits"]["tags"] == ["vip"]
     assert "tags" not in patch({"traits": {"tags": None}}).json()["traits"]
+    for unfit in ("vip", {"$remove": [5]}, {"$set": [5]}, {"$set": "vip"}, {"$remove": "vip"}):
+        assert patch({"traits": {"tags": unfit}}).json()["code"] == "unfit_edit"
 
 
 def test_a_choice_settles_what_sources_disagree_on(ann, patch):
