@@ -21,7 +21,6 @@ from cdp.log.base import Delivery, Event
 from cdp.models import Source
 from cdp.processing import duplicates, registers, store
 from cdp.processing.consent import TRAIT as CONSENT
-from cdp.processing.decode import FUTURE_TOLERANCE_US
 from cdp.processing.identity import ANONYMOUS_ID, USER_ID, Identifier
 from cdp.processing.pipeline import Applied, Arrival, Pipeline, arrive
 from cdp.processing.policies import ASK, COUNTER, UNION, Policies
@@ -191,12 +190,11 @@ def _arrival(driver: store.Connection, row: _Row, anchor: Identifier, change: _C
     policies = Policies(store.merge_policies(driver))
     worded = {name: _worded(policies.of(name), value, row.held.get(name)) for name, value in change.traits.items()}
     said = _encode(worded | ({CONSENT: dict(change.consent)} if change.consent else {}))
-    now_us = store.database_now_us(driver)
-    at_us = max(now_us, registers.newest_us(row.held) + 1)
+    at_us = max(store.database_now_us(driver), registers.newest_us(row.held) + 1)
     message_id = f"edit-{uuid4().hex}"
     _check(policies, said, Origin(at_us, RANK, message_id, change.source, str(anchor)), row.held)
-    # Never so early that the core would take the time for one of the future.
-    delivery = Delivery(change.source, max(now_us, at_us - FUTURE_TOLERANCE_US), "", b"", b"", [])
+    # It comes when it is said: otherwise the core would take its time for one of the future.
+    delivery = Delivery(change.source, at_us, "", b"", b"", [])
     return arrive(Event("identify", message_id, 0, _body(anchor, said, at_us, change.actor)), delivery)
 
 
@@ -220,9 +218,9 @@ def _worded_union(value: Any, held: Tags | None) -> Any:
         wanted = value["$set"]
         added = [one for one in wanted if one not in there]
         value = {"$union": added, "$remove": [one for one in there if one not in wanted]}
-    if isinstance(value, dict) and isinstance(value.get("$remove"), list):
-        gone = {one: seen(held.observed(one)) if held else {} for one in value["$remove"] if isinstance(one, str)}
-        return {**value, "$remove": gone}
+    remove = value.get("$remove") if isinstance(value, dict) else None
+    if isinstance(remove, list) and all(isinstance(one, str) for one in remove):
+        return {**value, "$remove": {one: seen(held.observed(one)) if held else {} for one in remove}}
     return value
 
 

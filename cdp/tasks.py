@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, edits, identity_rules, integrity, keys, partitions, privacy, showing, task_runs
+from cdp import archive, identity_rules, integrity, keys, partitions, privacy, showing, task_runs
 
 # How far clocks, queues and a wait between two tries may move the end of a task's last delivery.
 LOST_MARGIN_SECONDS = 600
@@ -29,7 +29,7 @@ def publish_keys() -> None:
 @shared_task
 def show_edits() -> None:
     """Let the cache show what people changed of late, where it was away when they did."""
-    showing.show_edits(now=timezone.now(), actions=[edits.ACTION])
+    showing.show_edits(now=timezone.now())
 
 
 @shared_task

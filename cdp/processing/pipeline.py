@@ -535,4 +535,6 @@ class _Batch:
 def origin_of(message: Message, allowed: Trust) -> Origin:
     """Return where a message's traits come from, and what orders them."""
     at_us = min(message.occurred_us, message.received_us + FUTURE_TOLERANCE_US)
-    return Origin(at_us, 1 - allowed.source_class, message.message_id, message.source_id, str(message.anchor))
+    return Origin(
+        at_us, 1 - allowed.source_class, message.message_id, message.source_id, str(message.anchor), message.received_us
+    )  # fmt: skip
