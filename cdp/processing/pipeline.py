@@ -20,7 +20,7 @@ import psycopg
 
 from cdp import profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import duplicates, registers, store
+from cdp.processing import account_store, accounts, duplicates, registers, store
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import Identifier, anchor_of
@@ -303,6 +303,7 @@ class _Batch:
         # In the order in which they were met.
         self.touched: dict[Person, None] = {}
         self.deltas: dict[Identifier, Delta] = {}
+        self.accounts: dict[str, accounts.Delta] = {}
         self.rows: list[tuple[Message, Person, Arrival]] = []
         self.lock_seconds = 0.0
 
@@ -339,11 +340,21 @@ class _Batch:
             self.rules.folder.fold(delta.states, message)
             if message.type == "identify":
                 self._fold_traits(delta, message)
+            elif message.type == "group":
+                self._fold_account(message)
             self.rows.append((message, person, arrival))
             person.version += 1
             self.touched[person] = None
 
-    def _fold_traits(self, delta: Delta, message: Message) -> None:
+    def _fold_account(self, message: Message) -> None:
+        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        group = accounts.group_of(message)
+        if group and accounts.GROUP_ID not in allowed.refused_namespaces:
+            delta = self.accounts.setdefault(group, accounts.Delta())
+            accounts.fold(delta, message, allowed)
+            self._fold_traits(delta, message)
+
+    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
         lifted = registers.lift(
             message.properties,
@@ -375,6 +386,10 @@ class _Batch:
             for message, person, arrival in self.rows
         ]
         store.insert_events(self.connection, events, self.now)
+        # Last, so that an account that many batches name is locked shortly.
+        account_store.write(
+            self.connection, self.accounts, self.ids, now=self.now, new_id=lambda: new_profile_id(self.now_us)
+        )
         return self._applied(rows)
 
     def _write_identifiers(self) -> None:
