@@ -11,8 +11,8 @@ from typing import Any
 VIEWER, OPERATOR, ADMIN = "viewer", "operator", "admin"
 
 _VIEW = [
-    "checkpoint", "deadletter", "event", "identifier", "identitydecision", "processor", "profile", "source", "taskrun",
-    "traitdefinition",
+    "account", "checkpoint", "deadletter", "event", "identifier", "identitydecision", "processor", "profile", "source",
+    "taskrun", "traitdefinition",
 ]  # fmt: skip
 _SCHEDULE = ["clockedschedule", "crontabschedule", "intervalschedule", "periodictask", "solarschedule"]
 
