@@ -138,11 +138,16 @@ def fold(delta: Delta, message: Message, allowed: Trust) -> None:
     membership = _lift(message, said.membership, rank=1 - allowed.source_class)
     held = delta.members.get(message.anchor)
     delta.members[message.anchor] = membership if held is None else held.combine(membership)
-    evidence = Evidence(
-        allowed.source_class, min(message.occurred_us, message.received_us), message.message_id, message.source_id
-    )
+    evidence = _evidence(message, allowed)
     for name in _usable(external(said.external_ids), allowed):
         delta.names[name] = min(evidence, delta.names.get(name, evidence))
+
+
+def _evidence(message: Message, allowed: Trust) -> Evidence:
+    """Return what orders a call's names: of public sources by receipt, which nobody can backdate."""
+    received_us = message.received_us
+    at_us = received_us if allowed.source_class else min(message.occurred_us, received_us)
+    return Evidence(allowed.source_class, at_us, message.message_id, message.source_id)
 
 
 def _said(message: Message) -> _Context:
