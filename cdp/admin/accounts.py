@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -36,15 +37,15 @@ class Shown(NamedTuple):
     name: str
     address: str
     role: str
-    joined_at: Any
-    left_at: Any
+    joined_at: datetime
+    left_at: datetime | None
 
 
 @admin.register(Account)
 class AccountAdmin(Records):
     """Companies and teams."""
 
-    list_display = ["name_shown", "identifiers_shown", "version", "timestamp", "created_at"]
+    list_display = ["name_shown", "identifiers_shown", "version", "changed_at", "created_at"]
     list_display_links = ["name_shown"]
     search_fields = ["identifiers__value"]
     search_help_text = "Group id, namespace:value or account id"
@@ -61,6 +62,11 @@ class AccountAdmin(Records):
         found = _names(account)
         listed = format_html_join(" ", '<span class="mt-identifier"><b>{}</b> {}</span>', found[:3])
         return format_html("{}{}", listed, " …" if len(found) > 3 else "")
+
+    @display(description="Changed")
+    def changed_at(self, account: Any) -> datetime:
+        """Show when it last changed."""
+        return account.timestamp
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Account]:
         """Leave out what only processors read; say of each row whether it is masked."""
