@@ -108,7 +108,7 @@ def _lock(connection: Connection, changed: dict[UUID, Changed]) -> None:
     for id_, version, held in rows:
         one = changed[id_]
         one.version = version + one.delta.calls
-        one.registers = registers.combine(registers.load(held), one.delta.registers)
+        one.registers = registers.apply(registers.load(held), one.delta.registers)
 
 
 def _update(connection: Connection, changed: Sequence[Changed], now: str) -> None:
