@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from cdp import accounts, lookup, masking, timeline
+from cdp import account_edits, accounts, audit, edits, lookup, masking, timeline
 from cdp.api import lists, profiles
 from cdp.api.access import masks
 from cdp.processing.accounts import Membership
@@ -127,10 +128,25 @@ class Accounts(APIView):
         )
 
 
+class EditSerializer(serializers.Serializer):
+    """What to change of an account."""
+
+    traits = serializers.DictField(help_text="As in PATCH /v1/profiles/{reference}")
+
+
+class Edit(msgspec.Struct, forbid_unknown_fields=True):
+    """The same as it is read, with exact numbers."""
+
+    traits: dict[str, Any]
+
+
+_edit = msgspec.json.Decoder(Edit, float_hook=Decimal)
+
+
 class Account(APIView):
     """One account."""
 
-    scopes = READ
+    scopes = {"GET": "accounts:read", "PATCH": "accounts:write"}
 
     @extend_schema(
         operation_id="get_account", parameters=[REFERENCE, profiles.PositionQuery], responses=AccountSerializer
@@ -138,13 +154,36 @@ class Account(APIView):
     def get(self, request: Request, reference: str) -> Response:
         """Get an account by its id, its group id or whatever else it is called."""
         profiles.wait_for(lists.read(request, profiles.PositionQuery)["min_position"])
-        return answer(request, found(reference))
+        document = accounts.document(found(reference)) or b"{}"
+        return _answer(request, document, msgspec.json.decode(document, type=profiles.Version).version)
+
+    @extend_schema(
+        operation_id="change_account",
+        parameters=[REFERENCE, profiles.IF_MATCH],
+        request=EditSerializer,
+        responses=AccountSerializer,
+    )
+    def patch(self, request: Request, reference: str) -> Response:
+        """Change traits of an account that is as it was read; 412 where somebody was quicker."""
+        versions = profiles.versions_of(request)
+        try:
+            given = _edit.decode(request.body)
+        except msgspec.DecodeError as error:
+            raise profiles.BadEdit(f"The body is no edit: {error}. Send an object with `traits`.") from error
+        try:
+            edited = account_edits.edit(
+                account_id=found(reference), versions=versions, traits=given.traits, actor=audit.actor_of(request)
+            )
+        except edits.Moved as error:
+            raise profiles.VersionMoved(error) from error
+        except account_edits.UnknownAccount as error:
+            raise NotFound(error.message) from error
+        except edits.Overruled as error:
+            raise profiles.Refused(error.message, error.code) from error
+        return _answer(request, edited.document, edited.version)
 
 
-def answer(request: Request, account_id: UUID) -> Response:
-    """Answer an account's document under its version."""
-    document = accounts.document(account_id) or b"{}"
-    version = msgspec.json.decode(document, type=profiles.Version).version
+def _answer(request: Request, document: bytes, version: int) -> Response:
     return Response(_shown(document, masked=masks(request)), headers={"ETag": f'"{version}"'})
 
 

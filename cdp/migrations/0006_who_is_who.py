@@ -24,6 +24,8 @@ UPDATE customer_profiles SET standing = 1 WHERE id IN (
 GROUP_CALLS = """
 CREATE INDEX event_stream_group ON event_stream ((extra->>'groupId'), occurred_at DESC, event_id DESC)
 WHERE event_type = 'group';
+-- What an account is said to be need not be about a person: it has no profile, and the anchor 0.
+ALTER TABLE event_stream ALTER COLUMN profile_id DROP NOT NULL;
 """
 
 
@@ -449,6 +451,10 @@ class Migration(migrations.Migration):
                 fields=("decision", "identifier"), name="unmerge_side_decision_identifier"
             ),
         ),
-        migrations.RunSQL(GROUP_CALLS, "DROP INDEX event_stream_group"),
+        migrations.RunSQL(
+            GROUP_CALLS,
+            "DROP INDEX event_stream_group; DELETE FROM event_stream WHERE profile_id IS NULL;"
+            " ALTER TABLE event_stream ALTER COLUMN profile_id SET NOT NULL",
+        ),
         migrations.RunPython(first_rules, migrations.RunPython.noop, elidable=False),
     ]

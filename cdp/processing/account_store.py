@@ -134,6 +134,8 @@ def _write_members(connection: Connection, changed: Sequence[Changed], anchors: 
     told: dict[Pair, Membership] = {
         (one.id, anchors[anchor]): membership for one in changed for anchor, membership in one.delta.members.items()
     }
+    if not told:
+        return
     # The accounts are locked, so nobody changes their members.
     held = _members(connection, list(told))
     after = {pair: membership.combine(held[pair]) if pair in held else membership for pair, membership in told.items()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from cdp.processing.identity import ACCOUNTS, MAX_NAMESPACE, MAX_VALUE, Identifier, clean
+from cdp.processing.identity import ACCOUNTS, MAX_NAMESPACE, MAX_VALUE, NOBODY, Identifier, clean
 from cdp.processing.registers import Registers
 
 if TYPE_CHECKING:  # decode looks here for what a group call names
@@ -118,6 +118,11 @@ def group_of(message: Message) -> str:
     return clean(GROUP_ID, _extra(message.extra).group_id) if message.type == "group" and message.extra else ""
 
 
+def concerns_nobody(context: bytes) -> bool:
+    """Return whether a group call says that it tells of no member: only then may it name no person."""
+    return b'"membership"' in context and _context(context).membership is False
+
+
 def external(external_ids: object) -> list[Identifier]:
     """Return the identifiers of accounts in what `context.externalIds` holds; what is not of its form is left out."""
     if not isinstance(external_ids, list):
@@ -135,9 +140,10 @@ def fold(delta: Delta, message: Message, allowed: Trust) -> None:
     """Add what a group call says to its account's delta; its traits are folded as those of people are."""
     said = _said(message)
     delta.calls += 1
-    membership = _lift(message, said.membership, rank=1 - allowed.source_class)
-    held = delta.members.get(message.anchor)
-    delta.members[message.anchor] = membership if held is None else held.combine(membership)
+    if said.membership is not False and message.anchor != NOBODY:
+        membership = _lift(message, said.membership, rank=1 - allowed.source_class)
+        held = delta.members.get(message.anchor)
+        delta.members[message.anchor] = membership if held is None else held.combine(membership)
     evidence = _evidence(message, allowed)
     for name in _usable(external(said.external_ids), allowed):
         delta.names[name] = min(evidence, delta.names.get(name, evidence))

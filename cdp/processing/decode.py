@@ -23,6 +23,7 @@ from cdp.processing.identity import (
     ANONYMOUS_ID,
     MAX_NAMESPACE,
     MAX_VALUE,
+    NOBODY,
     USER_ID,
     Identifier,
     anchor_of,
@@ -239,6 +240,8 @@ def _message(event: Event, delivery: Delivery, wire: Wire, unknown: dict[str, Ra
     properties = _properties(kind, wire, context)
     identifiers, alias_of = _identifiers(kind, wire, properties, context)
     anchor = anchor_of(identifiers)
+    if anchor is None and kind == "group" and accounts.concerns_nobody(context):
+        anchor = NOBODY
     if anchor is None:
         raise _Refused("missing_id", "The event has no usable userId, anonymousId, email or externalIds. Send one.")
     account = _account(wire, context) if kind == "group" else []

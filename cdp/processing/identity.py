@@ -35,6 +35,10 @@ class Identifier(NamedTuple):
         return f"{self.namespace}:{self.value}"
 
 
+# The anchor of what concerns no person, such as a CRM's word on a company.
+NOBODY = Identifier("", "")
+
+
 def clean(namespace: str, value: object) -> str:
     """Return the value as we keep it, "" where it is absent, of no usable type or blocked.
 

@@ -23,7 +23,7 @@ from cdp.processing import account_store, accounts, duplicates, graph, registers
 from cdp.processing.clusters import Evidence, Ruleset
 from cdp.processing.decode import FUTURE_TOLERANCE_US, MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
-from cdp.processing.identity import Identifier, anchor_of
+from cdp.processing.identity import NOBODY, Identifier, anchor_of
 from cdp.processing.people import Delta, Person
 from cdp.processing.resolving import Known, Pair, Resolver, new_profile_id
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
@@ -204,7 +204,9 @@ class Pipeline:
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
-        batch.resolver.resolve([message for message, _ in fresh], self._known, self._evidence)
+        batch.resolver.resolve(
+            [message for message, _ in fresh if message.anchor != NOBODY], self._known, self._evidence
+        )
         batch.fold(fresh)
         applied = batch.write()
         applied.suppressed = suppressed
@@ -327,7 +329,10 @@ def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
     if message.type in allowed.refused_calls:
         return Rejection("refused_call", f"The source may not call {message.type}. Change its rules, or use another.",
                          message.message_id)  # fmt: skip
-    if not allowed.refused_namespaces:
+    if message.anchor == NOBODY and allowed.source_class:
+        return Rejection("missing_id", "A browser's or an app's call says whose it is. Send userId or anonymousId.",
+                         message.message_id)  # fmt: skip
+    if not allowed.refused_namespaces or message.anchor == NOBODY:
         return message
     kept = [one for one in message.identifiers if one.namespace not in allowed.refused_namespaces]
     anchor = anchor_of(kept)
@@ -387,19 +392,22 @@ class _Batch:
 
     def fold(self, messages: Sequence[tuple[Message, Arrival]]) -> None:
         """Add each message's effect to its anchor's delta."""
-        of = self.resolver.of
         for message, arrival in messages:
-            delta = self.deltas.get(message.anchor)
-            if delta is None:
-                delta = self.deltas[message.anchor] = Delta()
-            self.rules.folder.fold(delta.states, message)
-            if message.type == "identify":
-                self._fold_traits(delta, message)
-            elif message.type == "group":
-                self._fold_account(message)
             self.rows.append((message, arrival))
-            person = of[message.anchor].root()
-            self.touched[person] = self.touched.get(person, 0) + 1
+            if message.type == "group":
+                self._fold_account(message)
+            if message.anchor != NOBODY:
+                self._fold_person(message)
+
+    def _fold_person(self, message: Message) -> None:
+        delta = self.deltas.get(message.anchor)
+        if delta is None:
+            delta = self.deltas[message.anchor] = Delta()
+        self.rules.folder.fold(delta.states, message)
+        if message.type == "identify":
+            self._fold_traits(delta, message)
+        person = self.resolver.of[message.anchor].root()
+        self.touched[person] = self.touched.get(person, 0) + 1
 
     def _fold_account(self, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
@@ -444,7 +452,9 @@ class _Batch:
 
     def _event(self, row: tuple[Message, Arrival | None]) -> store.EventRow:
         message, arrival = row
-        profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
+        profile, anchor = None, 0
+        if message.anchor != NOBODY:
+            profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
         if arrival is None:
             return store.EventRow(message, profile, anchor, None, None)
         return store.EventRow(
