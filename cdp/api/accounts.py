@@ -128,19 +128,19 @@ class Accounts(APIView):
         )
 
 
-class EditSerializer(serializers.Serializer):
+class AccountEditSerializer(serializers.Serializer):
     """What to change of an account."""
 
     traits = serializers.DictField(help_text="As in PATCH /v1/profiles/{reference}")
 
 
-class Edit(msgspec.Struct, forbid_unknown_fields=True):
+class AccountEdit(msgspec.Struct, forbid_unknown_fields=True):
     """The same as it is read, with exact numbers."""
 
     traits: dict[str, Any]
 
 
-_edit = msgspec.json.Decoder(Edit, float_hook=Decimal)
+_edit = msgspec.json.Decoder(AccountEdit, float_hook=Decimal)
 
 
 class Account(APIView):
@@ -160,7 +160,7 @@ class Account(APIView):
     @extend_schema(
         operation_id="change_account",
         parameters=[REFERENCE, profiles.IF_MATCH],
-        request=EditSerializer,
+        request=AccountEditSerializer,
         responses=AccountSerializer,
     )
     def patch(self, request: Request, reference: str) -> Response:
