@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from cdp.processing.identity import ACCOUNTS, MAX_NAMESPACE, MAX_VALUE, NOBODY, Identifier, clean
-from cdp.processing.registers import Registers
 
 if TYPE_CHECKING:  # decode looks here for what a group call names
     from cdp.processing.decode import Message
+    from cdp.processing.registers import Registers
     from cdp.processing.rules import Trust
 
 GROUP_ID = "group_id"
