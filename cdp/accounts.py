@@ -28,15 +28,15 @@ FROM cdp_account a CROSS JOIN LATERAL (
     FROM cdp_accountidentifier i WHERE i.account_id = a.id
 ) AS names
 """
-# A person may belong by several identifiers: their first row stands for them.
+# A person may belong by several identifiers: the first of these stands for them. In the order of the unique index.
 _MEMBERS = """
 WITH page AS (
-    SELECT m.id, i.profile_id FROM cdp_accountmember m JOIN cdp_identifier i ON i.id = m.identifier_id
-    WHERE m.account_id = %(account)s AND m.id < %(before)s AND NOT EXISTS (
-        SELECT FROM cdp_identifier other JOIN cdp_accountmember earlier ON earlier.identifier_id = other.id
-        WHERE other.profile_id = i.profile_id AND earlier.account_id = m.account_id AND earlier.id < m.id
+    SELECT i.id, i.profile_id FROM cdp_accountmember m JOIN cdp_identifier i ON i.id = m.identifier_id
+    WHERE m.account_id = %(account)s AND m.identifier_id < %(before)s AND NOT EXISTS (
+        SELECT FROM cdp_identifier earlier JOIN cdp_accountmember also ON also.identifier_id = earlier.id
+        WHERE earlier.profile_id = i.profile_id AND earlier.id < i.id AND also.account_id = m.account_id
     )
-    ORDER BY m.id DESC LIMIT %(limit)s
+    ORDER BY m.identifier_id DESC LIMIT %(limit)s
 )
 SELECT page.id, page.profile_id, m.register::text
 FROM page JOIN cdp_identifier i ON i.profile_id = page.profile_id
@@ -58,9 +58,9 @@ _LAST = 2**63 - 1
 
 
 class Member(NamedTuple):
-    """A person who belongs to an account: `row_id` is where they stand in its list."""
+    """A person who belongs to an account: their first identifier that does is where they stand in its list."""
 
-    row_id: int
+    identifier_id: int
     profile_id: UUID
     membership: Membership
 
@@ -122,7 +122,7 @@ def newest(*, limit: int, before: tuple[datetime, UUID] | None = None) -> list[t
 
 
 def members(account_id: UUID, *, limit: int, before: int | None = None) -> list[Member]:
-    """Return up to `limit` people of an account, the newest first, those who left too, after the row `before`."""
+    """Return up to `limit` people of an account, newest first, those who left too, after the identifier `before`."""
     values = {"account": account_id, "before": _LAST if before is None else before, "limit": limit}
     return [Member(*one, found) for one, found in _combined(_rows(_MEMBERS, values))]
 

@@ -97,7 +97,7 @@ def test_a_person_left_when_the_newest_call_says_so_of_any_identifier(get):
     assert (row["role"], row["joined_at"], row["left_at"]) == ("guest", "2026-11-02T12:00:00Z", "2026-11-04T12:00:00Z")
     ann.identifiers.filter(value="a1").update(profile=make_profile())
     rows = get("/v1/accounts/group_id:acme/members").json()["results"]
-    assert [(row["role"], row["left_at"]) for row in rows] == [("", "2026-11-04T12:00:00Z"), ("guest", None)]
+    assert [(row["role"], row["left_at"]) for row in rows] == [("guest", None), ("", "2026-11-04T12:00:00Z")]
 
 
 def test_a_profile_lists_its_accounts(get):

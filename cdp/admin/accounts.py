@@ -147,7 +147,7 @@ class AccountAdmin(Records):
         hidden = masking.applies_to(request.user)
         return {
             "members": [_shown(*people[row.profile_id], row.membership, masked=hidden) for row in rows[:PAGE]],
-            "more": lists.cursor((rows[PAGE - 1].row_id,)) if len(rows) > PAGE else "",
+            "more": lists.cursor((rows[PAGE - 1].identifier_id,)) if len(rows) > PAGE else "",
             "page_address": reverse("admin:cdp_account_change", args=[account_id]),
             "members_address": reverse("admin:cdp_account_members", args=[account_id]),
         }

@@ -208,7 +208,7 @@ class Members(APIView):
             request,
             rows,
             query["limit"],
-            position=lambda row: (row.row_id,),
+            position=lambda row: (row.identifier_id,),
             show=lambda row: {
                 "profile": profiles.shown(documents[row.profile_id], masked=masked),
                 **_membership(row.membership, masked=masked),
