@@ -18,7 +18,6 @@ from cdp.log.base import Delivery, Event
 from cdp.processing import duplicates, registers, store
 from cdp.processing.consent import TRAIT as CONSENT
 from cdp.processing.decode import FUTURE_TOLERANCE_US
-from cdp.processing.identity import NOBODY
 from cdp.processing.pipeline import Arrival, Pipeline, arrive
 from cdp.processing.policies import Policies
 from cdp.processing.registers import Registers
@@ -107,7 +106,7 @@ def _arrival(driver: store.Connection, group: str, held: Registers, change: _Cha
     now_us = store.database_now_us(driver)
     at_us = max(now_us, registers.newest_us(held) + 1)
     message_id = f"edit-{uuid4().hex}"
-    edits.check(policies, said, Origin(at_us, edits.RANK, message_id, change.source, str(NOBODY)), held)
+    edits.check(policies, said, Origin(at_us, edits.RANK, message_id, change.source), held)
     # Never so early that the core would take the time for one of the future.
     delivery = Delivery(change.source, max(now_us, at_us - FUTURE_TOLERANCE_US), "", b"", b"", [])
     body = {"groupId": group, "traits": msgspec.Raw(said), "timestamp": clock.isoformat_us(at_us),

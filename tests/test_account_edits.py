@@ -148,6 +148,7 @@ def test_merge_policies_hold_for_accounts_too(acme, patch):
                group(traits={"labels": ["c"], "points": {"$add": 3}}, userId="u2"))  # fmt: skip
     acme.apply(group(traits={"points": {"$add": 5}}))
     assert account(acme)["traits"]["points"] == 10
+    assert "u1" not in json.dumps(account(acme)["registers"])
     answer = patch({"traits": {"labels": {"$remove": ["b"]}, "points": {"$add": -1}}})
     assert (answer.json()["traits"]["labels"], answer.json()["traits"]["points"]) == (["a", "c"], 9)
     assert patch({"traits": {"points": 7}}).status_code == 400
