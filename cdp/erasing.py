@@ -61,7 +61,7 @@ _DELETIONS = {
     "identifiers": "DELETE FROM cdp_identifier WHERE id = ANY(%s::bigint[])",
 }
 # An event says two identifiers only where there is an edge between its anchor and each other one.
-_NEIGHBOURS = """
+NEIGHBOURS = """
 SELECT DISTINCT i.id, i.profile_id FROM cdp_edge e
 JOIN cdp_identifier i ON i.id = CASE WHEN e.left_id = ANY(%(anchors)s::bigint[]) THEN e.right_id ELSE e.left_id END
 WHERE (e.left_id = ANY(%(anchors)s::bigint[]) OR e.right_id = ANY(%(anchors)s::bigint[]))
@@ -139,7 +139,7 @@ def whole(person: Person) -> Person:
 
 def delete(person: Person) -> dict[str, int]:
     """Delete a held person's rows, leave their profiles as empty stubs, and return how many rows it was."""
-    beside = select(_NEIGHBOURS, {"anchors": person.anchors})
+    beside = select(NEIGHBOURS, {"anchors": person.anchors})
     person.around = sorted({*person.around, *(row[0] for row in beside)})
     person.neighbours = sorted({*person.neighbours, *(row[1] for row in beside)})
     counts = {name: _count(query, [person.anchors] * query.count("%s")) for name, query in _DELETIONS.items()}

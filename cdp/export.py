@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from cdp import audit, dead_letters, erasing, holders, subjects
+from cdp import archive, audit, dead_letters, erasing, holders, subjects
 from cdp.erasing import Person
 from cdp.models import AuditEntry
 from cdp.processing import suppression
@@ -133,6 +133,13 @@ def _events(subject: Subject) -> Rows:
             at, after, _ = found[-1]
 
 
+def _archived(subject: Subject) -> Rows:
+    """Yield the events of partitions that PostgreSQL has no more."""
+    if subject.anchors:
+        for row in archive.events(anchors=subject.anchors, dropped_only=True):
+            yield _encode(row)
+
+
 def _letters(subject: Subject) -> Rows:
     for letter in erasing.letters_of(_person(subject)):
         shown = dead_letters.payload_of(letter)
@@ -159,6 +166,7 @@ SECTIONS: dict[str, Callable[[Subject], Rows]] = {
     "edges": _by_anchors("edges"),
     "decisions": _decisions,
     "events": _events,
+    "archived_events": _archived,
     "dead_letters": _letters,
     "audit": _audit,
 }

@@ -24,13 +24,16 @@ from cdp import archive, audit, erasing, holders, redaction, subjects, suppressi
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Log, encode_entry
-from cdp.models import Checkpoint, Erasure
+from cdp.models import AccountMember, Checkpoint, Erasure
 from cdp.profiles import ProfileCache
+from cdp.subjects import Subject
 from martech.lib import clock
 from martech.lib.errors import RetryableError
 
 Status = Erasure.Status
 UNFINISHED = (Status.REQUESTED, Status.RUNNING)
+# Events of a person are counted up to here.
+COUNT_CAP = 10_000
 # How long a step waits for the log, before it lets others work and comes again.
 PATIENCE = 30.0
 POLL_SECONDS = 0.1
@@ -78,11 +81,35 @@ class Run:
 Receipt = dict[str, Any]
 
 
-def request(*, reference: str, actor: str, reason: str = "") -> Erasure:
+@dataclass(frozen=True, slots=True)
+class Consequences:
+    """What an erasure would do: whom it means, and how much of them is known (events up to `COUNT_CAP`)."""
+
+    subject: Subject
+    events: int
+    capped: bool
+    accounts: int
+    others: int
+
+
+def consequences(reference: str) -> Consequences:
+    """Say what an erasure would do; UnknownPerson where the reference can name nobody."""
+    subject = subjects.find(reference)
+    beside = erasing.select(erasing.NEIGHBOURS, {"anchors": subject.anchors})
+    events = erasing.select(
+        "SELECT count(*) FROM (SELECT FROM event_stream WHERE anchor_id = ANY(%s::bigint[]) LIMIT %s) AS first",
+        [subject.anchors, COUNT_CAP + 1],
+    )[0][0]
+    accounts = AccountMember.objects.filter(identifier_id__in=subject.anchors).count()
+    others = len({profile for _, profile in beside})
+    return Consequences(subject, min(events, COUNT_CAP), events > COUNT_CAP, accounts, others)
+
+
+def request(*, reference: str, actor: str, reason: str = "", enqueue: bool = True) -> Erasure:
     """Ask for the erasure of a person, by a profile's id or any identifier; from the commit on they are kept out.
 
     An identifier that nobody has is kept out all the same. UnknownPerson where the reference can name nobody. The
-    stores are erased by a task, or by `run`.
+    stores are erased by a task, or without `enqueue` by the caller's `run`.
     """
     with transaction.atomic():
         subject = subjects.find(reference)
@@ -98,7 +125,8 @@ def request(*, reference: str, actor: str, reason: str = "") -> Erasure:
         kind, row = ("profile", subject.profile_id) if subject.profile_id else ("erasure", erasure.pk)
         audit.record(actor=actor, action="profile.erase", object_type=kind, object_id=row,
                      detail={"erasure": str(erasure.pk)})  # fmt: skip
-        transaction.on_commit(lambda: _send(erasure.pk), robust=True)
+        if enqueue:
+            transaction.on_commit(lambda: _send(erasure.pk), robust=True)
     return erasure
 
 

@@ -3,14 +3,19 @@
 from django.urls import path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from cdp.api import api_keys, dead_letters, definitions, profiles, sources, trace
+from cdp.api import api_keys, dead_letters, definitions, erasures, privacy, profiles, sources, trace
 
 # An identifier's value may hold anything, slashes too: the longer addresses come first.
 urlpatterns = [
     path("profiles", profiles.Profiles.as_view()),
     path("profiles/<path:reference>/events", profiles.Timeline.as_view()),
     path("profiles/<path:reference>/identifiers", profiles.Identifiers.as_view()),
+    path("profiles/<path:reference>/export", privacy.Export.as_view()),
     path("profiles/<path:reference>", profiles.Profile.as_view()),
+    path("erasures", erasures.Erasures.as_view()),
+    path("erasures/<uuid:erasure_id>", erasures.ErasureDetail.as_view()),
+    path("suppressed-identifiers", erasures.Suppressed.as_view()),
+    path("audit-entries", privacy.AuditEntries.as_view()),
     path("identity-decisions", definitions.Decisions.as_view()),
     path("traits", definitions.Traits.as_view()),
     path("sources", sources.Sources.as_view()),

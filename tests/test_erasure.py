@@ -5,7 +5,7 @@ import json
 import subprocess
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 
 import pytest
 import redis
@@ -15,25 +15,21 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, audit, dead_letters, holders, partitions, privacy, suppressions
+from cdp import archive, holders, partitions, privacy
 from cdp.collector.keys import WriteKey
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
 from cdp.models import (
     Account,
     AccountMember,
-    AuditEntry,
     DeadLetter,
-    Edge,
     Erasure,
     Identifier,
-    IdentityDecision,
     Profile,
-    SuppressedIdentifier,
 )
 from cdp.processing.identity import Identifier as Key
 from martech.embedded.postgres import binaries
-from martech.lib.errors import PermanentError, RetryableError
+from martech.lib.errors import RetryableError
 from tests import collecting
 from tests.factories import make_source
 from tests.platform import message
@@ -203,8 +199,8 @@ def _archive_some():
         cursor.execute(
             "INSERT INTO event_stream (ingested_at, profile_id, anchor_id, identifiers, event_type, name, properties,"
             " context, extra, source_id, message_id, occurred_at, received_at, flags) SELECT %s, profile_id, anchor_id,"
-            " identifiers, event_type, name, properties, context, extra, source_id, message_id, occurred_at, received_at,"
-            " flags FROM event_stream",
+            " identifiers, event_type, name, properties, context, extra, source_id, message_id, occurred_at,"
+            " received_at, flags FROM event_stream",
             [datetime(2026, 3, 2, 12, tzinfo=UTC)],
         )
     assert sum(one.events for one in archive.archive_closed(now=timezone.now())) > 0

@@ -43,6 +43,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _list("Profiles", "person", "profile"),
                 _list("Identity decisions", "merge", "identitydecision"),
                 _list("Computed traits", "functions", "traitdefinition"),
+                _list("Erasures", "person_off", "erasure"),
             ],
         },
         {
@@ -59,6 +60,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "title": "Platform",
             "items": [
                 _list("API keys", "key", "apikey"),
+                _list("Audit trail", "history", "auditentry"),
                 {"title": "API documentation", "icon": "api", "link": reverse_lazy("docs")},
                 _list("Periodic tasks", "schedule", "periodictask", "django_celery_beat"),
                 _list("Task runs", "task", "taskrun"),

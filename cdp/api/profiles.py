@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from cdp import lookup, masking, timeline
-from cdp.api import lists
+from cdp.api import erasures, lists
 from cdp.api.access import masks
 from cdp.collector import reads
 from cdp.models import Identifier
@@ -168,7 +168,7 @@ class Profiles(APIView):
 class Profile(APIView):
     """One profile."""
 
-    scopes = READ
+    scopes = READ | {"DELETE": erasures.ERASE}
 
     @extend_schema(operation_id="get_profile", parameters=[REFERENCE, PositionQuery], responses=ProfileSerializer)
     def get(self, request: Request, reference: str) -> Response:
@@ -177,6 +177,16 @@ class Profile(APIView):
         document = lookup.document(found(reference)) or b"{}"
         version = msgspec.json.decode(document, type=_Version).version
         return Response(_shown(document, masked=masks(request)), headers={"ETag": f'"{version}"'})
+
+    @extend_schema(
+        operation_id="erase_profile",
+        parameters=[REFERENCE, erasures.ErasureQuery],
+        request=None,
+        responses={202: erasures.ErasureSerializer},
+    )
+    def delete(self, request: Request, reference: str) -> Response:
+        """Erase a person from every store, by a profile's id or any identifier, and keep them out from now on."""
+        return erasures.requested(request, reference)
 
 
 class Timeline(APIView):
