@@ -44,8 +44,9 @@ _BY_ANCHORS = {
         WHERE i.id = ANY(%(anchors)s::bigint[]) ORDER BY i.id
     """,
     "accounts": """
-        SELECT json_build_object('account', m.account_id, 'names', a.traits, 'role', m.role, 'joined_at', m.joined_at,
-            'left_at', m.left_at, 'evidence', m.register, 'identifier', i.namespace || ':' || i.value)::text
+        SELECT json_build_object('account', m.account_id, 'account_traits', a.traits, 'role', m.role,
+            'joined_at', m.joined_at, 'left_at', m.left_at, 'evidence', m.register,
+            'identifier', i.namespace || ':' || i.value)::text
         FROM cdp_accountmember m JOIN cdp_account a ON a.id = m.account_id
         JOIN cdp_identifier i ON i.id = m.identifier_id WHERE i.id = ANY(%(anchors)s::bigint[]) ORDER BY m.id
     """,

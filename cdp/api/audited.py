@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from rest_framework.exceptions import APIException
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -37,6 +38,14 @@ class AuditedView(APIView):
             return
         named = said.get("id", next(iter(self.kwargs.values()), ""))
         detail: dict[str, Any] = {name: said[name] for name in TOLD if name in said}
-        if isinstance(request.data, dict):
-            detail["fields"] = sorted(request.data)
+        if fields := _fields(request):
+            detail["fields"] = fields
         audit.record(actor=audit.actor_of(request), action=action, object_type=kind, object_id=named, detail=detail)
+
+
+def _fields(request: Request) -> list[str]:
+    """Return the names of the fields that were given; of a body that no view has read, and that is no JSON, none."""
+    try:
+        return sorted(request.data) if isinstance(request.data, dict) else []
+    except APIException:
+        return []
