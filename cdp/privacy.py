@@ -162,7 +162,7 @@ def run(erasure_id: UUID, *, patience: float = PATIENCE) -> Erasure:
 
 def _take(turn: Run, name: str, step: Callable[[Run], Receipt]) -> None:
     """Do a step and write its receipt: together, where the step is PostgreSQL's own."""
-    if step in JOINT:
+    if name in JOINT:
         with transaction.atomic():
             _keep_receipt(turn, name, step(turn))
     else:
@@ -324,7 +324,8 @@ STEPS: dict[str, Callable[[Run], Receipt]] = {
     "holders": _erase_held,
     "elsewhere": _erase_elsewhere,
 }
-JOINT = (_erase_rows, _erase_letters, _erase_elsewhere)
+# Those that are PostgreSQL's own: done and written down in one transaction.
+JOINT = frozenset({"postgresql", "dead_letters", "elsewhere"})
 
 
 def _receipt(found: Receipt) -> Receipt:

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import subprocess
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
+import psycopg
 import pytest
 import redis
 from django.conf import settings as django_settings
@@ -15,24 +16,27 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, holders, partitions, privacy
+from cdp import archive, holders, partitions, privacy, suppressions
 from cdp.collector.keys import WriteKey
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
+from cdp.log.redis import RedisLog
 from cdp.models import (
     Account,
     AccountMember,
+    AuditEntry,
     DeadLetter,
     Erasure,
     Identifier,
     Profile,
 )
 from cdp.processing.identity import Identifier as Key
+from cdp.processing.pipeline import Pipeline
 from martech.embedded.postgres import binaries
-from martech.lib.errors import RetryableError
+from martech.lib.errors import PermanentError, RetryableError
 from tests import collecting
 from tests.factories import make_source
-from tests.platform import message
+from tests.platform import Core, message
 from tests.valkey import own_valkey
 
 # No value of Ann's is part of anybody else's.
@@ -221,9 +225,16 @@ def _remember_in_other_places():
 
 
 def erase(reference, **options):
-    """Ask for an erasure as the command does, and do it to the end."""
-    erasure = privacy.request(reference=reference, actor="command:test", **options)
-    return erasure
+    """Ask for an erasure."""
+    return privacy.request(reference=reference, actor="command:test", enqueue=False, **options)
+
+
+def finish(platform, asked):
+    """Do an erasure to its end, with a processor that comes when it is waited for."""
+    with suppress(privacy.ErasureWaits):
+        privacy.run(asked.pk, patience=0)
+    platform.process()
+    return privacy.run(asked.pk, patience=5)
 
 
 @pytest.mark.parametrize("reference", [f"email:{ANN['email']}", f"anonymous_id:{ANN['older']}"])
@@ -275,3 +286,101 @@ def test_no_byte_of_an_erased_person_is_left_and_none_comes_back(lived, caplog, 
             events.trim(int(partition), position)
         events.compact(seconds=10)
     assert lived.found() == set()
+
+
+def test_whoever_dies_between_two_steps_is_followed_by_another_that_goes_on(lived, monkeypatch):
+    before = others_state()
+    asked = erase(f"user_id:{ANN['user_id']}")
+    for store, step in privacy.STEPS.items():
+        with monkeypatch.context() as patched:
+            patched.setitem(privacy.STEPS, store, _dying_after(step))
+            with suppress(privacy.ErasureWaits):
+                pytest.raises(Died, privacy.run, asked.pk, patience=0)
+            lived.process()
+            pytest.raises(Died, privacy.run, asked.pk, patience=0)
+        assert store not in Erasure.objects.get(pk=asked.pk).receipts
+        assert privacy.unfinished() == [asked.pk]
+    done = privacy.run(asked.pk)
+    assert (done.status, done.work) == (Erasure.Status.DONE, {})
+    assert privacy.unfinished() == []
+    assert lived.found() == set()
+    assert others_state() == before
+
+
+class Died(Exception):
+    """A step's process died when it had done its work, and before it could say so."""
+
+
+def _dying_after(step):
+    def die(turn):
+        step(turn)
+        raise Died
+
+    return die
+
+
+def test_an_identifier_that_nobody_has_is_kept_out_all_the_same(platform):
+    asked = erase("email:Carla@Example.com")
+    assert asked.profile is None
+    platform.send(message("identify", anonymousId="c-1", traits={"email": "carla@example.com"}), message(userId="dora"))
+    assert finish(platform, asked).status == Erasure.Status.DONE
+    assert list(Identifier.objects.values_list("namespace", "value")) == [("user_id", "dora")]
+
+
+def test_what_a_batch_wrote_that_had_begun_before_goes_too(lived):
+    """The batch has asked who is kept out, then comes the erasure, and then the batch's commit."""
+    asked = None
+    with psycopg.connect(lived.database_url) as late:
+        arrivals = Core.arrivals(None, message(userId=ANN["user_id"], anonymousId="late-cookie", event="Late"))
+        late.execute("SELECT version FROM cdp_definitionversion")
+        Pipeline()._without_erased(late, arrivals)
+        asked = erase(f"user_id:{ANN['user_id']}")
+        with pytest.raises(RetryableError):
+            privacy.run(asked.pk, patience=0)
+        lived.process()
+        with pytest.raises(RetryableError, match="Transactions from before"):
+            privacy.run(asked.pk, patience=0)
+        pipeline = Pipeline()
+        pipeline._without_erased = lambda connection, arrivals: (arrivals, 0)
+        pipeline.apply(late, arrivals)
+    assert Identifier.objects.filter(value="late-cookie").exists()
+    done = privacy.run(asked.pk)
+    assert done.receipts["late"]["identifiers"] == 2
+    assert lived.found() == set()
+    assert not Identifier.objects.filter(value="late-cookie").exists()
+    lived.send(message(anonymousId="late-cookie"))
+    lived.process()
+    assert not Identifier.objects.filter(value="late-cookie").exists()
+
+
+def test_a_person_who_comes_back_on_purpose_is_a_new_one(lived):
+    asked = erase(f"user_id:{ANN['user_id']}")
+    with pytest.raises(PermanentError, match="being erased"):
+        suppressions.lift(Key("user_id", ANN["user_id"]), actor="command:test")
+    old = finish(lived, asked).profile_id
+    assert suppressions.lift(Key("user_id", ANN["user_id"]), actor="command:test")
+    assert not suppressions.lift(Key("user_id", ANN["user_id"]), actor="command:test")
+    lived.send(message(userId=ANN["user_id"], event="Back"), message(userId="x", anonymousId=ANN["older"]))
+    lived.process()
+    back = Profile.objects.get(identifiers__value=ANN["user_id"])
+    assert back.pk != old
+    assert back.computed_traits["event_count"] == 1
+    assert not Identifier.objects.filter(value__in=["x", ANN["older"]]).exists()
+    assert AuditEntry.objects.get(action="suppression.lift").detail["namespace"] == "user_id"
+
+
+def test_two_processes_at_one_erasure_do_not_meet(lived):
+    asked = erase(f"user_id:{ANN['user_id']}")
+    with psycopg.connect(lived.database_url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s, %s)",
+                      [privacy.LOCK_CLASS, int.from_bytes(asked.pk.bytes[-4:], signed=True)])  # fmt: skip
+        with pytest.raises(privacy.ErasureWaits, match="Another process"):
+            privacy.run(asked.pk)
+        other.execute("SELECT pg_advisory_unlock_all()")
+    assert finish(lived, asked).status == Erasure.Status.DONE
+
+
+def test_a_log_that_cannot_forget_says_so_in_the_receipt(lived, monkeypatch):
+    monkeypatch.setattr(RedisLog, "compact", lambda self, *, seconds: False)
+    asked = erase(f"user_id:{ANN['user_id']}")
+    assert "does not rewrite its file" in finish(lived, asked).receipts["log"]["standing"]
