@@ -3,7 +3,7 @@
 from django.urls import path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from cdp.api import api_keys, dead_letters, definitions, erasures, privacy, profiles, sources, trace
+from cdp.api import api_keys, dead_letters, definitions, erasures, merge_policies, privacy, profiles, sources, trace
 
 # An identifier's value may hold anything, slashes too: the longer addresses come first.
 urlpatterns = [
@@ -18,6 +18,8 @@ urlpatterns = [
     path("audit-entries", privacy.AuditEntries.as_view()),
     path("identity-decisions", definitions.Decisions.as_view()),
     path("traits", definitions.Traits.as_view()),
+    path("merge-policies", merge_policies.MergePolicies.as_view()),
+    path("merge-policies/<int:policy_id>", merge_policies.MergePolicyDetail.as_view()),
     path("sources", sources.Sources.as_view()),
     path("sources/<int:source_id>", sources.SourceDetail.as_view()),
     path("sources/<int:source_id>/rotate-key", sources.RotateKey.as_view()),

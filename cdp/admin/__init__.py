@@ -1,10 +1,23 @@
 """The admin: what people see and do, in unfold's style."""
 
-from cdp.admin import api_keys, dead_letters, people, privacy, profiles, records, schedule, site, sources, trace
+from cdp.admin import (
+    api_keys,
+    dead_letters,
+    merge_policies,
+    people,
+    privacy,
+    profiles,
+    records,
+    schedule,
+    site,
+    sources,
+    trace,
+)
 
 __all__ = [
     "api_keys",
     "dead_letters",
+    "merge_policies",
     "people",
     "privacy",
     "profiles",

@@ -29,6 +29,7 @@ SCOPES = {
     "profiles:write": ("Change profiles", "cdp.change_profile"),
     "profiles:export": ("Export everything on a person", "cdp.view_personal_data"),
     "profiles:erase": ("Erase people, and see what became of it", "cdp.add_erasure"),
+    "definitions:write": ("Change merge policies", "cdp.change_mergepolicy"),
     "sources:read": ("Read sources, without their write keys", "cdp.view_source"),
     "sources:write": ("Create and change sources, see and rotate their write keys", "cdp.change_source"),
     "keys:write": ("Create, list and revoke API keys", "cdp.change_apikey"),

@@ -223,8 +223,8 @@ class Log(ABC):
         """Have nothing on the server's disk of what was trimmed; False where the server cannot, or may not be asked.
 
         Called by an erasure, once `trim` has forgotten the person's entries up to one of `block_bytes`: what was
-        trimmed after the call may stay. LogUnavailable when away, or when it takes longer than `seconds`: then call it
-        again.
+        trimmed after the call may stay. LogUnavailable when away, or when it takes longer than `seconds`: then call
+        it again.
         """
 
     @abstractmethod

@@ -20,13 +20,14 @@ import psycopg
 from cdp import config, profiles
 from cdp.log.base import Delivery, Event
 from cdp.processing import duplicates, graph, registers, store, suppression
-from cdp.processing.clusters import Evidence
-from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
+from cdp.processing.clusters import Evidence, Ruleset
+from cdp.processing.decode import FUTURE_TOLERANCE_US, MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import Identifier, anchor_of
 from cdp.processing.people import Delta, Person
 from cdp.processing.resolving import Known, Pair, Resolver
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
+from cdp.processing.states import Origin
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
@@ -151,6 +152,33 @@ class Pipeline:
         store.hold_rules(connection)
         now_us = store.database_now_us(connection)
         return self._halving(connection, self._current_rules(connection), arrivals, now_us)
+
+    def look_at_all(
+        self,
+        connection: store.Connection,
+        profiles: Sequence[uuid.UUID],
+        *,
+        reason: str,
+        author: str = "",
+        facts: Sequence[Message] = (),
+        tells_splits: bool = True,
+    ) -> Applied:
+        """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
+
+        `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
+        `tells_splits` is false where a decision of the caller's says that somebody was split.
+        Raced where another process merges one of them meanwhile.
+        """
+        store.hold_rules(connection)
+        batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
+        people = batch.resolver.hold(profiles)
+        batch.resolver.look_at_all(people, reason, author=author)
+        if not tells_splits:
+            batch.resolver.decisions = [one for one in batch.resolver.decisions if one.kind != "split"]
+        batch.rows = [(fact, None) for fact in facts]
+        for fact in facts:
+            batch.touched[batch.resolver.of[fact.anchor].root()] = 1
+        return batch.write()
 
     def _halving(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
@@ -281,10 +309,13 @@ def _judge(
 ) -> tuple[list[tuple[Message, Arrival]], list[tuple[Arrival, Rejection]]]:
     """Sort arrivals into messages that pass and rejections, under what their sources may set."""
     passed, rejected = [], []
+    has_blocked = rules.identity.has_blocked
     for arrival in arrivals:
         decoded = arrival.decoded
         if isinstance(decoded, Message):
             decoded = _trusted(decoded, rules.trust.get(decoded.source_id, UNKNOWN_SOURCE))
+        if has_blocked and isinstance(decoded, Message):
+            decoded = _unblocked(decoded, rules.identity)
         if isinstance(decoded, Message):
             passed.append((decoded, arrival))
         else:
@@ -304,6 +335,17 @@ def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
         return Rejection("missing_id", "The source may set none of the event's identifiers. Send another, or change"
                          " the source's rules.", message.message_id)  # fmt: skip
     message.identifiers, message.anchor = kept, anchor
+    return message
+
+
+def _unblocked(message: Message, rules: Ruleset) -> Message | Rejection:
+    """Let an event belong to the first of its identifiers that stands for somebody; it keeps all as evidence."""
+    if rules.blocks(message.anchor):
+        anchor = anchor_of([one for one in message.identifiers if not rules.blocks(one)])
+        if anchor is None:
+            return Rejection("blocked_value", "The identity rules block all of the event's identifiers. Send another,"
+                             " or change the rules, then replay.", message.message_id)  # fmt: skip
+        message.anchor = anchor
     return message
 
 
@@ -340,7 +382,7 @@ class _Batch:
         # In the order in which they were met, with the events each has got.
         self.touched: dict[Person, int] = {}
         self.deltas: dict[Identifier, Delta] = {}
-        self.rows: list[tuple[Message, Arrival]] = []
+        self.rows: list[tuple[Message, Arrival | None]] = []
 
     def fold(self, messages: Sequence[tuple[Message, Arrival]]) -> None:
         """Add each message's effect to its anchor's delta."""
@@ -358,14 +400,14 @@ class _Batch:
 
     def _fold_traits(self, delta: Delta, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        lifted = registers.lift(
+        lifted = self.rules.policies.lift(
             message.properties,
-            at_us=min(message.occurred_us, message.received_us + 300_000_000),
-            rank=1 - allowed.source_class,
-            message_id=message.message_id,
+            origin_of(message, allowed),
             refused=allowed.refused_traits,
+            refused_policies=allowed.refused_policies,
         )
-        delta.registers = registers.combine(delta.registers, lifted)
+        delta.registers = registers.apply(delta.registers, lifted.registers)
+        message.flags += lifted.flags
 
     def write(self) -> Applied:
         """Write everything, in the order that keeps locks free of circles."""
@@ -385,12 +427,14 @@ class _Batch:
         store.insert_events(self.connection, map(self._event, self.rows), self.now)
         return self._applied(rows)
 
-    def _event(self, row: tuple[Message, Arrival]) -> store.EventRow:
+    def _event(self, row: tuple[Message, Arrival | None]) -> store.EventRow:
         message, arrival = row
+        profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
+        if arrival is None:
+            return store.EventRow(message, profile, anchor, None, None)
         return store.EventRow(
-            message, self.resolver.of[message.anchor].root().id, self.ids[message.anchor], arrival.log_partition,
-            arrival.log_position, arrival.delivery.trace,
-        )  # fmt: skip
+            message, profile, anchor, arrival.log_partition, arrival.log_position, arrival.delivery.trace
+        )
 
     def _write_identifiers(self) -> None:
         resolver = self.resolver
@@ -407,11 +451,11 @@ class _Batch:
         after = {}
         for anchor, delta in self.deltas.items():
             held, states = before.get(self.ids[anchor], ({}, {}))
-            after[self.ids[anchor]] = Delta(
-                registers.combine(held, delta.registers), folder.combine(states, delta.states)
-            )
+            given = registers.apply(held, delta.registers)
+            after[self.ids[anchor]] = Delta(given, folder.combine(states, delta.states))
             person = self.resolver.of[anchor].root()
-            person.registers = registers.combine(person.registers, delta.registers)
+            # Not the delta: a counter's is what was added, and a person's state holds the anchor's sum.
+            person.registers = registers.combine(person.registers, {name: given[name] for name in delta.registers})
             person.states = folder.combine(person.states, delta.states)
         if after:
             store.update_anchors(self.connection, after)
@@ -427,6 +471,7 @@ class _Batch:
                 _encode(person.graph),
                 _encode(registers.present(person.registers)),
                 _encode(folder.present(person.states)),
+                bytes(registers.present_consent(person.registers)),
             )
             for person in changed
         ]
@@ -442,7 +487,7 @@ class _Batch:
                 row.person.version,
                 profiles.document(
                     profiles.Document(
-                        row.person.id, row.graph, row.traits, row.computed, row.person.version,
+                        row.person.id, row.graph, row.traits, row.computed, row.consent, row.person.version,
                         shown, clock.isoformat_us(row.person.created_us), shown,
                     )
                 ),
@@ -461,3 +506,9 @@ class _Batch:
             moved=[(one, profile) for one, profile in resolver.elsewhere() if one not in carried],
             merged=[(person.id, person.version + 1) for person in resolver.merged],
         )
+
+
+def origin_of(message: Message, allowed: Trust) -> Origin:
+    """Return where a message's traits come from, and what orders them."""
+    at_us = min(message.occurred_us, message.received_us + FUTURE_TOLERANCE_US)
+    return Origin(at_us, 1 - allowed.source_class, message.message_id, message.source_id, str(message.anchor))
