@@ -20,11 +20,12 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connection, transaction
 
-from cdp import archive, audit, erasing, holders, redaction, subjects, suppressions
+from cdp import archive, audit, erasing, holders, redaction, showing, subjects, suppressions
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Log, encode_entry
-from cdp.models import AccountMember, Checkpoint, Erasure
+from cdp.models import AccountMember, Checkpoint, Erasure, Profile, Standing
+from cdp.processing.pipeline import Pipeline
 from cdp.profiles import ProfileCache
 from cdp.subjects import Subject
 from martech.lib import clock
@@ -288,6 +289,19 @@ def _older_transactions(since: str) -> int:
         return int(cursor.fetchone()[0])
 
 
+def _look_again(turn: Run) -> Receipt:
+    """Let the rules look again at those whose evidence the person's was part of, as a replay without it would."""
+    beside = Profile.objects.filter(identifiers__in=turn.work.person.around)
+    # On settled ones nothing was ever refused, and evidence that is gone can join nobody.
+    unsettled = list(beside.exclude(standing=Standing.SETTLED).order_by("pk").values_list("pk", flat=True).distinct())
+    for profile_id in unsettled:
+        with transaction.atomic():
+            connection.ensure_connection()
+            applied = Pipeline(suppressions.key()).look_at_all(connection.connection, [profile_id], reason="erasure")
+            transaction.on_commit(lambda applied=applied: showing.show(applied), robust=True)  # type: ignore[misc]
+    return {"profiles": len(unsettled)}
+
+
 def _erase_mentions(turn: Run) -> Receipt:
     """Take the person out of the events of others, some at a time."""
     more = True
@@ -319,6 +333,7 @@ STEPS: dict[str, Callable[[Run], Receipt]] = {
     "cache": _erase_cached,
     "log": _erase_logged,
     "late": _erase_late,
+    "clusters": _look_again,
     "mentions": _erase_mentions,
     "archive": _erase_archived,
     "holders": _erase_held,

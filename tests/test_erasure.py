@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
-from contextlib import closing, suppress
+import sys
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -29,6 +32,7 @@ from cdp.models import (
     Erasure,
     Identifier,
     Profile,
+    Standing,
 )
 from cdp.processing.identity import Identifier as Key
 from cdp.processing.pipeline import Pipeline
@@ -37,6 +41,7 @@ from martech.lib.errors import PermanentError, RetryableError
 from tests import collecting
 from tests.factories import make_source
 from tests.platform import Core, message
+from tests.running import ROOT, wait_until
 from tests.valkey import own_valkey
 
 # No value of Ann's is part of anybody else's.
@@ -385,3 +390,63 @@ def test_a_log_that_cannot_forget_says_so_in_the_receipt(lived, monkeypatch):
     monkeypatch.setattr(RedisLog, "compact", lambda self, *, seconds: False)
     asked = erase(f"user_id:{ANN['user_id']}")
     assert "does not rewrite its file" in finish(lived, asked).receipts["log"]["standing"]
+
+
+def test_a_cookie_that_is_shared_only_with_the_erased_person_is_shared_no_more(platform):
+    """The rules let a cookie be seen with ten user ids: without the eleventh it is the first one's."""
+    at = "2026-11-01T10:00:{:02}Z"
+    for number in range(11):
+        platform.send(message(userId=f"guest-{number:02}", anonymousId="kiosk", timestamp=at.format(number)))
+        platform.process()
+    kiosk = Identifier.objects.get(value="kiosk").profile
+    assert kiosk.standing == Standing.BLOCKED
+    done = finish(platform, erase("user_id:guest-00"))
+    assert done.receipts["clusters"]["profiles"] > 0
+    assert done.receipts["mentions"]["events"] == 0
+    assert Identifier.objects.get(value="kiosk").profile == Identifier.objects.get(value="guest-01").profile
+    assert Identifier.objects.values("profile").distinct().count() == 10
+
+
+def test_a_worker_that_is_killed_is_followed_by_the_next_one(lived, monkeypatch):
+    with own_valkey("broker") as broker:
+        config = django_settings.CONFIG
+        environment = os.environ | {
+            "DATABASE_URL": lived.database_url, "LOG_URL": config.log_url, "CACHE_URL": config.cache_url,
+            "BROKER_URL": broker.url, "LOG_PARTITIONS": "4", "ARCHIVE_BUCKETS": "4",
+            "ARCHIVE_DIR": str(lived.home / "archive"), "TASK_REDELIVERY_SECONDS": "600",
+        }  # fmt: skip
+        asked = erase(f"user_id:{ANN['user_id']}")
+        with _worker(environment, lived.home / "first.log") as worker:
+            _begin(environment)
+            wait_until(lambda: "cache" in Erasure.objects.get(pk=asked.pk).receipts)
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+        assert privacy.unfinished() == [asked.pk]
+        with _worker(environment, lived.home / "second.log"):
+            _begin(environment)
+            wait_until(lambda: Erasure.objects.get(pk=asked.pk).work.get("positions"))
+            wait_until(lambda: lived.process() or Erasure.objects.get(pk=asked.pk).status == Erasure.Status.DONE, 30)
+            wait_until(lambda: Erasure.objects.get(pk=asked.pk).status == Erasure.Status.DONE, 60)
+    # The holders are in this process's memory, which no other one sees.
+    assert {one for one in lived.found() if one[0] != "holders"} == set()
+
+
+@contextmanager
+def _worker(environment, log):
+    command = [sys.executable, "-m", "celery", "-q", "-A", "martech.celery", "worker", "--concurrency", "1"]
+    with log.open("w") as output:
+        worker = subprocess.Popen([*command, "--without-gossip", "--without-mingle", "-l", "DEBUG"], env=environment,
+                                  stdout=output, stderr=output, start_new_session=True)  # fmt: skip
+    try:
+        yield worker
+    finally:
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+
+
+def _begin(environment):
+    """Send what beat sends each minute."""
+    code = "import django; django.setup(); from cdp.tasks import finish_erasures; finish_erasures.delay()"
+    subprocess.run([sys.executable, "-c", code], env=environment | {"DJANGO_SETTINGS_MODULE": "martech.settings"},
+                   check=True, cwd=ROOT)  # fmt: skip
