@@ -413,7 +413,7 @@ def test_a_worker_that_is_killed_is_followed_by_the_next_one(lived, monkeypatch)
         environment = os.environ | {
             "DATABASE_URL": lived.database_url, "LOG_URL": config.log_url, "CACHE_URL": config.cache_url,
             "BROKER_URL": broker.url, "LOG_PARTITIONS": "4", "ARCHIVE_BUCKETS": "4",
-            "ARCHIVE_DIR": str(lived.home / "archive"), "TASK_REDELIVERY_SECONDS": "600",
+            "ARCHIVE_DIR": str(lived.home / "archive"),
         }  # fmt: skip
         asked = erase(f"user_id:{ANN['user_id']}")
         with _worker(environment, lived.home / "first.log") as worker:
