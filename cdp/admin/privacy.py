@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
@@ -95,7 +96,9 @@ class ErasureAdmin(Records):
     ) -> HttpResponse:
         """Show an erasure with its receipts."""
         erasure = self.get_object(request, object_id)
-        if erasure is None or not self.has_view_permission(request, erasure):
+        if not self.has_view_permission(request, erasure):
+            raise PermissionDenied
+        if erasure is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
         context = context_of(
             self, request, title="Erasure", original=erasure, erasure=erasure, receipts=_receipts(erasure)
