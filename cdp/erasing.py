@@ -60,12 +60,18 @@ _DELETIONS = {
     "account_memberships": "DELETE FROM cdp_accountmember WHERE identifier_id = ANY(%s::bigint[])",
     "identifiers": "DELETE FROM cdp_identifier WHERE id = ANY(%s::bigint[])",
 }
-# An event says two identifiers only where there is an edge between its anchor and each other one.
+# An event says two identifiers only where there is an edge between its anchor and each other one, and what tells of an
+# unmerge only those that were on one side of it.
 NEIGHBOURS = """
-SELECT DISTINCT i.id, i.profile_id FROM cdp_edge e
-JOIN cdp_identifier i ON i.id = CASE WHEN e.left_id = ANY(%(anchors)s::bigint[]) THEN e.right_id ELSE e.left_id END
-WHERE (e.left_id = ANY(%(anchors)s::bigint[]) OR e.right_id = ANY(%(anchors)s::bigint[]))
-AND i.id <> ALL(%(anchors)s::bigint[])
+WITH beside AS (
+    SELECT CASE WHEN left_id = ANY(%(anchors)s::bigint[]) THEN right_id ELSE left_id END AS id FROM cdp_edge
+    WHERE left_id = ANY(%(anchors)s::bigint[]) OR right_id = ANY(%(anchors)s::bigint[])
+    UNION
+    SELECT identifier_id FROM cdp_unmergeside WHERE decision_id IN (
+        SELECT decision_id FROM cdp_unmergeside WHERE identifier_id = ANY(%(anchors)s::bigint[])
+    )
+)
+SELECT id, profile_id FROM cdp_identifier JOIN beside USING (id) WHERE id <> ALL(%(anchors)s::bigint[])
 """
 _DECISIONS = """
 UPDATE cdp_identitydecision SET detail = '{}', message_id = ''
@@ -75,7 +81,10 @@ AND (detail <> '{}' OR message_id <> '')
 _MENTIONS = """
 SELECT event_id, ingested_at, anchor_id, message_id, name, identifiers::text, properties::text, context::text,
     extra::text
-FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND identifiers @> ANY(%(pairs)s::jsonb[])
+FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND (
+    identifiers @> ANY(%(pairs)s::jsonb[])
+    OR event_type IN ('unmerge', 'lift_unmerge') AND properties->'identifiers' @> ANY(%(pairs)s::jsonb[])
+)
 LIMIT %(limit)s FOR UPDATE
 """
 _REWRITE = """

@@ -19,7 +19,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, holders, partitions, privacy, suppressions
+from cdp import archive, holders, partitions, privacy, suppressions, unmerging
 from cdp.collector.keys import WriteKey
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
@@ -450,3 +450,19 @@ def _begin(environment):
     code = "import django; django.setup(); from cdp.tasks import finish_erasures; finish_erasures.delay()"
     subprocess.run([sys.executable, "-c", code], env=environment | {"DJANGO_SETTINGS_MODULE": "martech.settings"},
                    check=True, cwd=ROOT)  # fmt: skip
+
+
+def test_what_tells_of_an_unmerge_names_nobody_who_was_erased_since(platform):
+    platform.send(message(userId="hub-user-1", anonymousId="device-alpha"),
+                  message(userId="hub-user-1", anonymousId="device-gamma"))  # fmt: skip
+    platform.process()
+    hub = Profile.objects.get(identifiers__value="hub-user-1")
+    devices = [Key("anonymous_id", "device-alpha"), Key("anonymous_id", "device-gamma")]
+    unmerging.unmerge(profile_id=hub.pk, identifiers=devices, author="admin:x", note="device-gamma is another's")
+    pair = Identifier.objects.get(value="device-gamma").profile
+    unmerging.unmerge(profile_id=pair.pk, identifiers=devices[1:], author="admin:x")
+    assert finish(platform, erase("anonymous_id:device-gamma")).receipts["mentions"]["events"] == 2
+    dump = platform.stores()["postgresql"]
+    assert b"device-gamma" not in dump
+    assert b"hub-user-1" in dump
+    assert b"device-alpha" in dump
