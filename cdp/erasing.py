@@ -78,6 +78,17 @@ UPDATE cdp_identitydecision SET detail = '{}', message_id = ''
 WHERE (profile_id = ANY(%(profiles)s::uuid[]) OR other_id = ANY(%(profiles)s::uuid[]))
 AND (detail <> '{}' OR message_id <> '')
 """
+# Identifiers of which nothing is left: none but the person's events ever told of them.
+_ORPHANS = """
+SELECT i.id, i.namespace, i.value, i.profile_id FROM cdp_identifier i
+WHERE i.id = ANY(%s::bigint[]) AND i.registers = '{}' AND i.trait_states = '{}'
+AND NOT EXISTS (SELECT FROM cdp_identifier other WHERE other.profile_id = i.profile_id AND other.id <> i.id)
+AND NOT EXISTS (SELECT FROM cdp_edge WHERE left_id = i.id)
+AND NOT EXISTS (SELECT FROM cdp_edge WHERE right_id = i.id)
+AND NOT EXISTS (SELECT FROM cdp_unmergeside WHERE identifier_id = i.id)
+AND NOT EXISTS (SELECT FROM cdp_accountmember WHERE identifier_id = i.id)
+AND NOT EXISTS (SELECT FROM event_stream WHERE anchor_id = i.id)
+"""
 _MENTIONS = """
 SELECT event_id, ingested_at, anchor_id, message_id, name, identifiers::text, properties::text, context::text,
     extra::text
@@ -155,6 +166,20 @@ def delete(person: Person) -> dict[str, int]:
     counts["decisions"] = _count(_DECISIONS, {"profiles": person.profiles})
     counts["profiles"] = _count(_EMPTY, [person.profiles])
     return counts
+
+
+def orphans(person: Person) -> Person:
+    """Delete the identifiers beside the person that only their events told of, and return whose they were.
+
+    They belonged to nobody else, but the rules had kept them from the person: their profiles are left as stubs.
+    """
+    beside = select("SELECT profile_id FROM cdp_identifier WHERE id = ANY(%s::bigint[])", [person.around])
+    select(_LOCK, [sorted({row[0] for row in beside})])
+    found = select(_ORPHANS, [person.around])
+    alone = Person([Identifier(*row[1:3]) for row in found], [row[0] for row in found], [row[3] for row in found])
+    _execute(_DELETIONS["identifiers"], [alone.anchors])
+    _execute(_EMPTY, [alone.profiles])
+    return alone
 
 
 def letters(person: Person) -> int:

@@ -291,6 +291,10 @@ def _older_transactions(since: str) -> int:
 
 def _look_again(turn: Run) -> Receipt:
     """Let the rules look again at those whose evidence the person's was part of, as a replay without it would."""
+    with transaction.atomic():
+        alone = erasing.orphans(turn.work.person)
+    with closing(ProfileCache(settings.CONFIG.cache_url)) as cache:
+        cache.erase(alone.identifiers, alone.profiles, [])
     beside = Profile.objects.filter(identifiers__in=turn.work.person.around)
     # On settled ones nothing was ever refused, and evidence that is gone can join nobody.
     unsettled = list(beside.exclude(standing=Standing.SETTLED).order_by("pk").values_list("pk", flat=True).distinct())
@@ -299,7 +303,7 @@ def _look_again(turn: Run) -> Receipt:
             connection.ensure_connection()
             applied = Pipeline(suppressions.key()).look_at_all(connection.connection, [profile_id], reason="erasure")
             transaction.on_commit(lambda applied=applied: showing.show(applied), robust=True)  # type: ignore[misc]
-    return {"profiles": len(unsettled)}
+    return {"profiles": len(unsettled), "left_alone": len(alone.profiles)}
 
 
 def _erase_mentions(turn: Run) -> Receipt:
