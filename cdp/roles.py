@@ -1,7 +1,7 @@
 """The three roles: groups of permissions, brought up to date after every migration.
 
 Viewers see what happens with personal data masked (`cdp.masking`), operators see and mend it,
-admins also manage keys, users and the schedule.
+admins also erase people, read the audit trail and manage keys, users and the schedule.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _operator = {
 }  # fmt: skip
 _admin = (
     {f"cdp.{verb}_apikey" for verb in ("view", "add", "change")}
+    | {"cdp.view_erasure", "cdp.add_erasure", "cdp.view_auditentry"}
     | {f"auth.{verb}_user" for verb in ("view", "add", "change", "delete")}
     | {"auth.view_group"}
     | {f"django_celery_beat.{verb}_{model}" for verb in ("view", "add", "change", "delete") for model in _SCHEDULE}

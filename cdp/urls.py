@@ -3,7 +3,18 @@
 from django.urls import path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from cdp.api import accounts, api_keys, dead_letters, definitions, merge_policies, profiles, sources, trace
+from cdp.api import (
+    accounts,
+    api_keys,
+    dead_letters,
+    definitions,
+    erasures,
+    merge_policies,
+    privacy,
+    profiles,
+    sources,
+    trace,
+)
 
 # An identifier's value may hold anything, slashes too: the longer addresses come first.
 urlpatterns = [
@@ -11,11 +22,16 @@ urlpatterns = [
     path("profiles/<path:reference>/events", profiles.Timeline.as_view()),
     path("profiles/<path:reference>/identifiers", profiles.Identifiers.as_view()),
     path("profiles/<path:reference>/accounts", accounts.OfProfile.as_view()),
+    path("profiles/<path:reference>/export", privacy.Export.as_view()),
     path("profiles/<path:reference>", profiles.Profile.as_view()),
     path("accounts", accounts.Accounts.as_view()),
     path("accounts/<path:reference>/members", accounts.Members.as_view()),
     path("accounts/<path:reference>/events", accounts.Calls.as_view()),
     path("accounts/<path:reference>", accounts.Account.as_view()),
+    path("erasures", erasures.Erasures.as_view()),
+    path("erasures/<uuid:erasure_id>", erasures.ErasureDetail.as_view()),
+    path("suppressed-identifiers", erasures.Suppressed.as_view()),
+    path("audit-entries", privacy.AuditEntries.as_view()),
     path("identity-decisions", definitions.Decisions.as_view()),
     path("traits", definitions.Traits.as_view()),
     path("merge-policies", merge_policies.MergePolicies.as_view()),

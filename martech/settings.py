@@ -248,7 +248,18 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/v1",
     "TAGS": [
         {"name": name}
-        for name in ("tracking", "profiles", "identity-decisions", "traits", "sources", "dead-letters", "api-keys")
+        for name in (
+            "tracking",
+            "profiles",
+            "identity-decisions",
+            "traits",
+            "sources",
+            "dead-letters",
+            "api-keys",
+            "erasures",
+            "suppressed-identifiers",
+            "audit-entries",
+        )
     ],
     "SERVE_AUTHENTICATION": [],
     "SERVE_INCLUDE_SCHEMA": False,
@@ -256,6 +267,7 @@ SPECTACULAR_SETTINGS = {
         "SourceKind": "cdp.models.Source.Kind",
         "DecisionKind": "cdp.models.IdentityDecision.Kind",
         "DeadLetterStatus": "cdp.models.DeadLetter.Status",
+        "ErasureStatus": "cdp.models.Erasure.Status",
     },
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",

@@ -4,7 +4,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
 
-from cdp.models import ApiKey, Checkpoint, MergePolicy, Processor, TaskRun
+from cdp.models import ApiKey, AuditEntry, Checkpoint, Erasure, MergePolicy, Processor, TaskRun
 from tests.factories import (
     NOON,
     make_account,
@@ -32,6 +32,8 @@ LISTS = {
     "cdp_processor": {"viewer", "operator", "admin"},
     "cdp_taskrun": {"viewer", "operator", "admin"},
     "cdp_apikey": {"admin"},
+    "cdp_erasure": {"admin"},
+    "cdp_auditentry": {"admin"},
     "auth_user": {"admin"},
     "django_celery_beat_periodictask": {"admin"},
     "django_celery_beat_intervalschedule": {"admin"},
@@ -64,6 +66,8 @@ def rows():
         ),
         "cdp_taskrun": run,
         "cdp_apikey": ApiKey.objects.get(),
+        "cdp_erasure": Erasure.objects.create(requested_by="x", requested_at=NOON),
+        "cdp_auditentry": AuditEntry.objects.create(at=NOON, actor="x", action="y", object_type="z", object_id="1"),
     }
 
 

@@ -45,6 +45,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _list("Identity decisions", "merge", "identitydecision"),
                 _list("Computed traits", "functions", "traitdefinition"),
                 _list("Merge policies", "call_merge", "mergepolicy"),
+                _list("Erasures", "person_off", "erasure"),
             ],
         },
         {
@@ -61,6 +62,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "title": "Platform",
             "items": [
                 _list("API keys", "key", "apikey"),
+                _list("Audit trail", "history", "auditentry"),
                 {"title": "API documentation", "icon": "api", "link": reverse_lazy("docs")},
                 _list("Periodic tasks", "schedule", "periodictask", "django_celery_beat"),
                 _list("Task runs", "task", "taskrun"),

@@ -29,12 +29,15 @@ SCOPES = {
     "profiles:write": ("Change profiles", "cdp.change_profile"),
     "accounts:read": ("Read accounts; their members and events need profiles:read", "cdp.view_account"),
     "accounts:write": ("Change accounts", "cdp.change_account"),
+    "profiles:export": ("Export everything on a person", "cdp.view_personal_data"),
+    "profiles:erase": ("Erase people, and see what became of it", "cdp.add_erasure"),
     "definitions:write": ("Change merge policies", "cdp.change_mergepolicy"),
     "sources:read": ("Read sources, without their write keys", "cdp.view_source"),
     "sources:write": ("Create and change sources, see and rotate their write keys", "cdp.change_source"),
     "keys:write": ("Create, list and revoke API keys", "cdp.change_apikey"),
     "dead_letters:read": ("Read dead letters", "cdp.view_deadletter"),
     "dead_letters:write": ("Replay dead letters", "cdp.replay_deadletter"),
+    "audit:read": ("Read who did what", "cdp.view_auditentry"),
     ALL: ("Everything", ""),
 }
 # One code for all that a key can lack, as the collector has it.

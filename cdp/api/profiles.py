@@ -19,7 +19,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from cdp import audit, edits, lookup, masking, timeline
-from cdp.api import lists
+from cdp.api import erasures, lists
 from cdp.api.access import masks
 from cdp.collector import reads
 from cdp.models import Identifier
@@ -241,7 +241,7 @@ def versions_of(request: Request) -> set[int]:
 class Profile(APIView):
     """One profile."""
 
-    scopes = {"GET": "profiles:read", "PATCH": "profiles:write"}
+    scopes = {"GET": "profiles:read", "PATCH": "profiles:write", "DELETE": erasures.ERASE}
 
     @extend_schema(operation_id="get_profile", parameters=[REFERENCE, PositionQuery], responses=ProfileSerializer)
     def get(self, request: Request, reference: str) -> Response:
@@ -276,6 +276,16 @@ class Profile(APIView):
         except edits.Overruled as error:
             raise Refused(error.message, error.code) from error
         return Response(shown(edited.document, masked=masks(request)), headers={"ETag": f'"{edited.version}"'})
+
+    @extend_schema(
+        operation_id="erase_profile",
+        parameters=[REFERENCE, erasures.ErasureQuery],
+        request=None,
+        responses={202: erasures.ErasureSerializer},
+    )
+    def delete(self, request: Request, reference: str) -> Response:
+        """Erase a person from every store, by a profile's id or any identifier, and keep them out from now on."""
+        return erasures.requested(request, reference)
 
 
 class Timeline(APIView):

@@ -15,7 +15,7 @@ from django.utils.dateparse import parse_datetime
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from cdp import dead_letters, rehearsal
+from cdp import audit, dead_letters, rehearsal
 from cdp.models import DeadLetter, Source
 from martech.lib.errors import MartechError
 
@@ -89,6 +89,8 @@ class Command(BaseCommand):
     def _replay(self, letters: QuerySet[DeadLetter], options: dict[str, Any], *, quiet: bool) -> None:
         with self._progress("giving back", quiet=quiet) as advance:
             done = dead_letters.replay(letters, limit=options["limit"], progress=advance)
+        audit.record(actor=audit.commander(), action="dead_letter.replay", object_type="deadletter", object_id="",
+                     detail={"matched": done.matched, "replayed": done.replayed})  # fmt: skip
         if options["json"]:
             self.stdout.write(json.dumps(asdict(done)))
         else:
