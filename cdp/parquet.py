@@ -184,15 +184,15 @@ def _may_hold(chunk: Any, anchors: Collection[int]) -> bool:
     if statistics is None or not statistics.has_min_max:
         return True
     if isinstance(anchors, range):
-        return bool(anchors) and anchors[0] <= statistics.max and statistics.min <= anchors[-1]
+        return bool(anchors.start <= statistics.max and statistics.min < anchors.stop)
     return any(statistics.min <= anchor <= statistics.max for anchor in anchors)
 
 
 def _is_in(column: Any, anchors: Collection[int]) -> Any:
     pa = arrow()
     if isinstance(anchors, range):
-        compute = pa.compute
-        return compute.and_(compute.greater_equal(column, anchors.start), compute.less(column, anchors.stop))
+        first, last = (pa.scalar(one, pa.int64()) for one in (anchors.start, anchors.stop - 1))
+        return pa.compute.and_(pa.compute.greater_equal(column, first), pa.compute.less_equal(column, last))
     return pa.compute.is_in(column, value_set=pa.array(sorted(anchors), pa.int64()))
 
 

@@ -1,0 +1,99 @@
+"""What events alone make of people: a shadow of the truth in memory, to be compared with it.
+
+Pure functions over event rows. The anchor and the identifiers of an event are facts; definitions, policies and rules
+are those given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from cdp.processing import registers
+from cdp.processing.clusters import Evidence, paired
+from cdp.processing.decode import Message
+from cdp.processing.identity import Identifier
+from cdp.processing.people import Delta
+from cdp.processing.rules import UNKNOWN_SOURCE, Rules
+
+Pair = tuple[Identifier, Identifier]
+_pairs = msgspec.json.Decoder(list[Identifier])
+
+
+class Row(NamedTuple):
+    """What is read of an event: its anchor's row id, its identifiers as JSON where there are several, and the message.
+
+    The message is without what no state is made of: context and flags; `extra` is there of group and alias calls.
+    """
+
+    anchor_id: int
+    identifiers: bytes
+    message: Message
+
+
+class Shadow:
+    """The states that events make of their anchors, and their evidence of who is who."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.names: dict[int, Identifier] = {}
+        self.deltas: dict[int, Delta] = {}
+        self.links: dict[Pair, tuple[Evidence, int]] = {}
+        # What events of an anchor say with the same identifiers.
+        self._pairs: dict[tuple[int, bytes], list[Pair]] = {}
+        self.events = 0
+
+    def begin(self, names: dict[int, Identifier]) -> None:
+        """Forget the states of anchors and begin with those of others, by row id; evidence stays."""
+        self.names, self.deltas, self._pairs = names, {}, {}
+
+    def fold(self, rows: Iterable[Row]) -> None:
+        """Add events to the states of their anchors and to the evidence."""
+        fold, deltas = self.rules.folder.fold, self.deltas
+        for row in rows:
+            self.events += 1
+            delta = deltas.get(row.anchor_id)
+            if delta is None:
+                delta = deltas[row.anchor_id] = Delta()
+            message = row.message
+            message.anchor = self.names.get(row.anchor_id, UNKNOWN)
+            fold(delta.states, message)
+            if message.type == "identify":
+                self._fold_traits(delta, message)
+            if row.identifiers:
+                self._take_links(row)
+
+    def _fold_traits(self, delta: Delta, message: Message) -> None:
+        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        lifted = registers.lift(
+            message.properties,
+            at_us=min(message.occurred_us, message.received_us + 300_000_000),
+            rank=1 - allowed.source_class,
+            message_id=message.message_id,
+            refused=allowed.refused_traits,
+        )
+        delta.registers = registers.combine(delta.registers, lifted)
+
+    def _take_links(self, row: Row) -> None:
+        message = row.message
+        source_class = self.rules.source_class(message.source_id)
+        at_us = message.received_us if source_class else min(message.occurred_us, message.received_us)
+        given = (Evidence(source_class, at_us, message.message_id), message.source_id)
+        for pair in self._pairs_of(row):
+            held = self.links.get(pair)
+            if held is None or given < held:
+                self.links[pair] = given
+
+    def _pairs_of(self, row: Row) -> list[Pair]:
+        key = (row.anchor_id, row.identifiers)
+        found = self._pairs.get(key)
+        if found is None:
+            anchor = row.message.anchor
+            found = [paired(anchor, other) for other in _pairs.decode(row.identifiers) if other != anchor]
+            self._pairs[key] = found
+        return found
+
+
+UNKNOWN = Identifier("", "")

@@ -1,0 +1,295 @@
+"""A replay of the events alone makes what PostgreSQL holds, and finds what is not so."""
+
+import json
+import random
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.utils import timezone
+
+from cdp import archive, partitions, replay
+from cdp.models import Identifier
+from cdp.replay import Filter
+from martech.lib import clock
+from tests.platform import Core, message
+
+DAY_US = 86_400_000_000
+NAMES = ("Order Completed", "Signed Up", "Viewed")
+
+
+@pytest.fixture
+def core(own_database):
+    """Return the core over the database that Django looks at."""
+    with closing(Core(own_database)) as core:
+        yield core
+
+
+def play(core, *, seed, events=300, people=12):
+    """Send a random history: two sources, several namespaces, late and repeated evidence, odd texts."""
+    chance = random.Random(seed)
+    browser = core.source("browser")
+    now_us = clock.now_us()
+    pending = [_random(chance, people, now_us) for _ in range(events)]
+    while pending:
+        size = chance.randint(1, 40)
+        batch, pending = pending[:size], pending[size:]
+        core.apply(*batch, source=chance.choice([1, 1, browser]), received_us=now_us - chance.randint(0, DAY_US // 2))
+
+
+def _random(chance, people, now_us):
+    kind = chance.choices(["track", "identify", "alias", "page"], [6, 4, 1, 1])[0]
+    person = chance.randrange(people)
+    user = f"user-{person}"
+    device = f"device-{chance.choice([person, person, chance.randrange(people)])}-{chance.randrange(3)}"
+    fields = {"timestamp": clock.isoformat_us(now_us - chance.randrange(2 * DAY_US))}
+    if kind == "alias":
+        return message(kind, userId=user, previousId=device, **fields)
+    fields |= chance.choice([{"userId": user}, {"anonymousId": device}, {"userId": user, "anonymousId": device}])
+    if kind == "identify":
+        traits = {"name": chance.choice(["Ann", 'Bö\n\\b "q"', "😀\t"]), "age": chance.choice([1, 2.50, None])}
+        if chance.random() < 0.4:
+            traits["email"] = f"p{chance.choice([person, chance.randrange(people)])}@example.com"
+        return message(kind, traits=traits, **fields)
+    if kind == "page":
+        return message(kind, name="Home\\", **fields)
+    return message(kind, event=chance.choice(NAMES), properties={"total": chance.choice([1, 0.10, "x"])}, **fields)
+
+
+def define(core):
+    core.connection.execute(
+        "INSERT INTO cdp_traitdefinition (name, kind, event_type, event_name, options, version, enabled, description)"
+        " VALUES ('revenue', 'sum', 'track', 'Order Completed', '{\"property\": \"total\"}', 1, true, '')"
+    )
+    core.connection.execute("UPDATE cdp_definitionversion SET version = version + 1")
+
+
+def found(report):
+    return {kind: number for kind, number in report.differences.items() if number}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("per_pass", [7, 200_000])
+def test_a_random_history_comes_out_as_it_is_held(core, seed, per_pass):
+    define(core)
+    play(core, seed=seed)
+    report = replay.verify(per_pass=per_pass)
+    assert report.examples == []
+    assert found(report) == {}
+    assert report.events == len(core.events())
+    assert (
+        report.profiles == core.rows("SELECT count(*) FROM customer_profiles WHERE merged_into_id IS NULL")[0]["count"]
+    )
+    assert report.identifiers == core.rows("SELECT count(*) FROM cdp_identifier")[0]["count"]
+    assert report.not_comparable == 0
+
+
+@pytest.mark.parametrize("seed", [11, 12, 13])
+def test_a_few_people_who_share_everything_come_out_as_they_are_held(core, seed):
+    play(core, seed=seed, events=150, people=2)
+    assert replay.verify().examples == []
+
+
+def test_a_kiosk_comes_out_as_it_is_held(core):
+    for person in range(30):
+        core.apply(message("identify", userId=f"u{person}", anonymousId="kiosk", traits={"seat": person}))
+    core.apply(message(anonymousId="kiosk"))
+    report = replay.verify()
+    assert report.examples == []
+    assert (report.links, report.profiles) == (30, 31)
+
+
+def damage(core, text, *values):
+    core.connection.execute(text, values)
+
+
+def kinds(core):
+    """Return the kinds of differences with the places they are told of."""
+    return sorted({(one.kind, one.where) for one in replay.verify().examples})
+
+
+@pytest.fixture
+def couple(core):
+    """Return the core with a history of two people; the first profile's id stands in `ann`."""
+    core.apply(
+        message("identify", userId="ann", anonymousId="a", traits={"name": "Ann"}),
+        message("identify", userId="bob", anonymousId="b", traits={"name": "Bob"}),
+        message(anonymousId="a"),
+        message(userId="ann"),
+    )
+    core.ann, core.bob = core.profile("user_id:ann")["id"], core.profile("user_id:bob")["id"]
+    return core
+
+
+def test_a_lost_event_is_found(couple):
+    damage(couple, "DELETE FROM event_stream WHERE event_type = 'track' AND identifiers @> '[[\"user_id\", \"ann\"]]'")
+    assert kinds(couple) == [("trait states", "user_id:ann")]
+
+
+def test_a_lost_link_and_identifier_are_found(couple):
+    damage(
+        couple, "DELETE FROM event_stream WHERE event_type = 'identify' AND identifiers @> '[[\"user_id\", \"bob\"]]'"
+    )
+    assert kinds(couple) == [
+        ("clusters", f"profile {couple.bob}"),
+        ("links", "anonymous_id:b ~ user_id:bob"),
+        ("registers", "user_id:bob"),
+        ("superfluous identifiers", "anonymous_id:b"),
+        ("superfluous identifiers", "user_id:bob"),
+        ("trait states", "user_id:bob"),
+    ]
+
+
+def test_a_moved_identifier_is_found(couple):
+    damage(couple, "UPDATE cdp_identifier SET profile_id = %s WHERE value = 'b'", couple.ann)
+    assert [one for one in kinds(couple) if one[0] == "clusters"] == [
+        ("clusters", f"profile {couple.ann}"),
+        ("clusters", ", ".join(sorted(f"profile {one}" for one in (couple.ann, couple.bob)))),
+    ]
+
+
+def test_a_lost_identifier_is_found(couple):
+    damage(couple, "DELETE FROM cdp_edge WHERE source_class = 0")
+    damage(couple, "DELETE FROM cdp_identifier WHERE value = 'b'")
+    assert ("missing identifiers", "anonymous_id:b") in kinds(couple)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [
+        ("trait_states", '{"1.1": 7}', "trait states"),
+        ("registers", "{}", "registers"),
+        ("traits", '{"name": "Anne"}', "traits"),
+        ("computed_traits", "{}", "computed traits"),
+        ("identity_graph", '{"user_id": ["ann"]}', "identity graphs"),
+    ],
+)
+def test_a_changed_column_of_a_profile_is_found(couple, column, value, kind):
+    damage(couple, f"UPDATE customer_profiles SET {column} = %s WHERE id = %s", value, couple.ann)
+    assert kinds(couple) == [(kind, f"profile {couple.ann}")]
+
+
+@pytest.mark.parametrize(("column", "kind"), [("trait_states", "trait states"), ("registers", "registers")])
+def test_a_changed_state_of_an_identifier_is_found(couple, column, kind):
+    damage(couple, f"UPDATE cdp_identifier SET {column} = '{{}}' WHERE value = 'ann'")
+    assert (kind, "user_id:ann") in kinds(couple)
+
+
+def test_a_changed_verdict_and_evidence_are_found(couple):
+    damage(couple, "UPDATE cdp_edge SET refused = 'limit_user_id' WHERE message_id LIKE '%%' AND left_id IN"
+                   " (SELECT id FROM cdp_identifier WHERE value IN ('a', 'ann'))")  # fmt: skip
+    damage(couple, "UPDATE cdp_edge SET message_id = 'other' WHERE refused = ''")
+    assert kinds(couple) == [("links", "anonymous_id:b ~ user_id:bob"), ("verdicts", "anonymous_id:a ~ user_id:ann")]
+
+
+@pytest.fixture
+def archiving(settings, tmp_path):
+    """Archive into a directory of the test's."""
+    settings.ARCHIVE_EVENTS, settings.ARCHIVE_BUCKETS = True, 3
+    settings.STORAGES = settings.STORAGES | {
+        "archive": {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": tmp_path}}
+    }
+
+
+def archive_today(*, drop):
+    """Archive today's events as if the day were over for long; drop them where that is asked for."""
+    connection.ensure_connection()
+    later = timezone.now() + timedelta(days=3)
+    archive.archive_closed(now=later)
+    return partitions.drop_old(connection.connection, event_days=1, today=later.date()) if drop else []
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_an_archived_history_comes_out_as_it_is_held_and_each_event_counts_once(core, archiving, drop):
+    define(core)
+    play(core, seed=5, events=200)
+    events = len(core.events())
+    dropped = archive_today(drop=drop)
+    assert (len(core.events()) == 0) == drop == bool(dropped)
+    for per_pass in (5, 200_000):
+        report = replay.verify(per_pass=per_pass)
+        assert report.examples == []
+        assert (report.events, report.archived, report.not_comparable) == (events, events if drop else 0, 0)
+
+
+def test_an_archived_event_that_is_gone_is_found(couple, archiving):
+    archive_today(drop=True)
+    [anchor] = Identifier.objects.filter(value="ann").values_list("pk", flat=True)
+    archive.erase(anchors=[anchor])
+    assert ("registers", "user_id:ann") in kinds(couple)
+
+
+def test_what_is_older_than_the_history_is_not_compared(couple):
+    connection.ensure_connection()
+    partitions.drop_before(connection.connection, partitions.EVENTS, timezone.now().date() + timedelta(days=1))
+    report = replay.verify()
+    assert report.examples == []
+    assert (report.events, report.not_comparable, report.identifiers) == (0, 4, 4)
+    tomorrow = timezone.now().date() + timedelta(days=1)
+    assert report.history_starts.date() == tomorrow
+
+
+def test_a_profile_alone_is_shown_beside_what_is_held(couple):
+    found = replay.rebuild(Filter(), profile_id=couple.ann)
+    assert (found.events, found.identifiers) == (3, 2)
+    assert found.traits == found.held["traits"] == {"name": "Ann"}
+    assert found.computed_traits == found.held["computed_traits"]
+    assert found.computed_traits["event_count"] == 3
+
+
+def test_some_events_alone_are_counted(couple):
+    assert replay.rebuild(Filter(event="track")).computed_traits["event_count"] == 2
+    assert replay.rebuild(Filter(event="Clicked"), per_pass=1).computed_traits["event_count"] == 2
+    assert replay.rebuild(Filter(source_id=99)).events == 0
+    soon = timezone.now() + timedelta(hours=1)
+    assert replay.rebuild(Filter(since=soon)).events == 0
+    assert replay.rebuild(Filter(until=soon)).identifiers == 3
+
+
+def test_some_archived_events_alone_are_counted(couple, archiving):
+    archive_today(drop=True)
+    test_some_events_alone_are_counted(couple)
+    test_a_profile_alone_is_shown_beside_what_is_held(couple)
+
+
+def test_the_command_reports_and_fails_on_differences(couple, capsys):
+    call_command("replay", "--verify")
+    told = "4 events (0 of them archived) of 4 identifiers\n2 profiles, 2 links between identifiers\n"
+    assert capsys.readouterr().out == told + "no differences\n"
+    damage(couple, "UPDATE customer_profiles SET traits = '{}' WHERE id = %s", couple.ann)
+    call_command("replay")
+    assert capsys.readouterr().out == told + (
+        f'traits: 1 differ\n  traits of profile {couple.ann}\n    held:    {{}}\n    rebuilt: {{"name":"Ann"}}\n'
+    )
+    with pytest.raises(SystemExit) as stopped:
+        call_command("replay", "--verify", "--json")
+    assert stopped.value.code == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["differences"] == dict.fromkeys(replay.KINDS, 0) | {"traits": 1}
+    assert report["examples"] == [
+        {"kind": "traits", "where": f"profile {couple.ann}", "held": {}, "rebuilt": {"name": "Ann"}}
+    ]
+
+
+def test_the_command_shows_what_some_events_make(couple, capsys):
+    call_command("replay", "--profile", "user_id:bob")
+    out = capsys.readouterr().out
+    assert out.startswith('1 events (0 of them archived) of 1 identifiers\ntraits\n    held:    {"name":"Bob"}\n')
+    call_command("replay", "--event", "identify", "--json")
+    assert json.loads(capsys.readouterr().out)["computed_traits"]["event_count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--verify", "--event", "x"], "leave --verify or the filters out"),
+        (["--source", "nobody"], "There is no source 'nobody'"),
+        (["--profile", "user_id:nobody"], "There is no profile 'user_id:nobody'"),
+        (["--identifiers-per-pass", "0"], "is 1 or more"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(core, arguments, said):
+    with pytest.raises(CommandError, match=said):
+        call_command("replay", *arguments)
