@@ -37,6 +37,8 @@ DATABASE_SECONDS = 4.0
 SETTLED = timedelta(seconds=30)
 # A merged profile must not come back by a processor that comes late with what it was before.
 MERGED_SECONDS = 3600
+# The version of an erased profile's empty entry: none comes after it.
+LAST = 2**53 - 1
 # Documents written by one call of the script, during which the cache answers nobody: about a millisecond.
 TOGETHER = 500
 # Two processors may change one profile, and the later change may come here first: the newer document stays, and so
@@ -217,6 +219,25 @@ class ProfileCache:
         else:
             # Another processor may have raised it: what we write is as true as what it writes.
             self._epoch = current  # type: ignore[assignment]
+
+    def erase(self, identifiers: Iterable[Identifier], gone: Iterable[UUID], stale: Iterable[UUID]) -> int:
+        """Delete pointers and documents, and return how many there were; ProfilesUnavailable when the cache is away.
+
+        Those of `gone` do not come back by whoever is late with one; those of `stale` are read anew.
+        """
+        try:
+            epoch: Any = self._redis.get(EPOCH_KEY)
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.delete(*(f"i:{one}" for one in identifiers), *(f"p:{one}" for one in stale), "p:")
+            for profile_id in gone:
+                pipeline.get(f"p:{profile_id}")
+                # Without an epoch no entry counts, and the key would only stand there.
+                if epoch is not None:
+                    pipeline.set(f"p:{profile_id}", b"%b %d " % (epoch, LAST), ex=MERGED_SECONDS)
+            deleted, *before = pipeline.execute()
+        except _AWAY as error:
+            raise ProfilesUnavailable(f"The cache does not answer: {error}. Try again.", retry_after=5) from error
+        return int(deleted) + sum(b"{" in one for one in before if isinstance(one, bytes))
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -1,6 +1,7 @@
 """The platform's own chores; `martech.celery` says when. Each may run twice, and at the same time as itself."""
 
 from datetime import timedelta
+from uuid import UUID
 
 import psycopg
 from celery import shared_task
@@ -8,7 +9,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, integrity, keys, partitions, task_runs
+from cdp import archive, integrity, keys, partitions, privacy, task_runs
 
 # How far clocks, queues and a wait between two tries may move the end of a task's last delivery.
 LOST_MARGIN_SECONDS = 600
@@ -73,6 +74,19 @@ def close_lost_task_runs() -> None:
 def prune_task_runs() -> None:
     """Forget old runs of tasks."""
     task_runs.prune(days=settings.TASK_RUN_DAYS, now=timezone.now())
+
+
+@shared_task
+def erase_person(erasure_id: str) -> None:
+    """Go on with an erasure; where a store makes it wait for long, `finish_erasures` has it go on later."""
+    privacy.run(UUID(erasure_id))
+
+
+@shared_task
+def finish_erasures() -> None:
+    """Have every erasure go on that is not done."""
+    for erasure_id in privacy.unfinished():
+        erase_person.delay(str(erasure_id))
 
 
 def _psycopg() -> psycopg.Connection:

@@ -45,6 +45,7 @@ app.conf.beat_schedule = {
     "Heartbeat of worker and beat": every(30, "cdp.tasks.heartbeat"),
     "Publish keys": every(60, "cdp.tasks.publish_keys"),
     "Close lost task runs": every(60, "cdp.tasks.close_lost_task_runs"),
+    "Finish erasures": every(60, "cdp.tasks.finish_erasures"),
     "Make table partitions ahead": at("cdp.tasks.make_partitions", minute="7"),
     "Archive closed table partitions": at("cdp.tasks.archive_events", hour="1", minute="50"),
     "Drop old table partitions": at("cdp.tasks.drop_partitions", hour="3", minute="20"),

@@ -242,7 +242,7 @@ def insert_decisions(connection: Connection, decisions: Iterable[Decision], now:
                 text(one.reason),
                 escaped(encode({"identifiers": one.identifiers})),
                 text(str(one.person.root().id)),
-                NULL if one.other is None else text(str(_other(one).id)),
+                NULL if one.other is None else text(str(_stored(one.other).id)),
                 NULL if one.source_id is None else number(one.source_id),
                 text(one.message_id),
                 instant(one.at_us),
@@ -254,8 +254,6 @@ def insert_decisions(connection: Connection, decisions: Iterable[Decision], now:
     )
 
 
-def _other(decision: Decision) -> Person:
+def _stored(other: Person) -> Person:
     """Return the other profile as it is stored: one that was made and merged in one batch never was."""
-    other = decision.other
-    assert other is not None
     return other.root() if other.is_new else other

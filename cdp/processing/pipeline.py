@@ -17,10 +17,10 @@ from typing import NamedTuple
 import msgspec
 import psycopg
 
-from cdp import profiles
+from cdp import config, profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import duplicates, graph, registers, store
-from cdp.processing.clusters import Evidence
+from cdp.processing import duplicates, graph, registers, store, suppression
+from cdp.processing.clusters import Evidence, Ruleset
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import Identifier, anchor_of
@@ -57,6 +57,7 @@ class Applied:
     events: int = 0
     duplicates: int = 0
     reused: int = 0
+    suppressed: int = 0
     lock_seconds: float = 0.0
     rejections: dict[str, int] = field(default_factory=dict)
     documents: list[tuple[uuid.UUID, int, bytes]] = field(default_factory=list)
@@ -71,6 +72,7 @@ class Applied:
         self.events += other.events
         self.duplicates += other.duplicates
         self.reused += other.reused
+        self.suppressed += other.suppressed
         self.lock_seconds += other.lock_seconds
         for reason, count in other.rejections.items():
             self.rejections[reason] = self.rejections.get(reason, 0) + count
@@ -108,9 +110,12 @@ class Pipeline:
     """Applies batches over one connection, and remembers between them who is who.
 
     What it remembers is checked against the locked profiles of each batch, so it may be out of date.
+    `privacy_key` is the configuration's; None reads it from this process's environment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, privacy_key: bytes | None = None) -> None:
+        self._privacy_key = config.load().privacy_key if privacy_key is None else privacy_key
+        self._keeps_out = False
         self.window = duplicates.Window()
         self.failures = Failures()
         self._rules: Rules | None = None
@@ -147,6 +152,33 @@ class Pipeline:
         now_us = store.database_now_us(connection)
         return self._halving(connection, self._current_rules(connection), arrivals, now_us)
 
+    def look_at_all(
+        self,
+        connection: store.Connection,
+        profiles: Sequence[uuid.UUID],
+        *,
+        reason: str,
+        author: str = "",
+        facts: Sequence[Message] = (),
+        tells_splits: bool = True,
+    ) -> Applied:
+        """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
+
+        `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
+        `tells_splits` is false where a decision of the caller's says that somebody was split.
+        Raced where another process merges one of them meanwhile.
+        """
+        store.hold_rules(connection)
+        batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
+        people = batch.resolver.hold(profiles)
+        batch.resolver.look_at_all(people, reason, author=author)
+        if not tells_splits:
+            batch.resolver.decisions = [one for one in batch.resolver.decisions if one.kind != "split"]
+        batch.rows = [(fact, None) for fact in facts]
+        for fact in facts:
+            batch.touched[batch.resolver.of[fact.anchor].root()] = 1
+        return batch.write()
+
     def _halving(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
             with connection.transaction():
@@ -167,12 +199,14 @@ class Pipeline:
             return applied
 
     def _apply(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
+        arrivals, suppressed = self._without_erased(connection, arrivals)
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
         batch.resolver.resolve([message for message, _ in fresh], self._known, self._evidence)
         batch.fold(fresh)
         applied = batch.write()
+        applied.suppressed = suppressed
         applied.duplicates = len(passed) - len(fresh)
         applied.reused = sum(REUSED in message.flags for message, _ in fresh)
         store.put_aside(connection, [_letter(*one) for one in rejected], batch.now)
@@ -186,9 +220,10 @@ class Pipeline:
     def _current_rules(self, connection: store.Connection) -> Rules:
         version = store.definition_version(connection)
         if self._rules is None or self._rules.version != version:
+            self._keeps_out = suppression.is_needed(connection, self._privacy_key)
             try:
                 self._rules = Rules.load(connection, version)
-                # Who stands for nobody may have changed.
+                # Who stands for nobody may have changed, and whoever was erased is gone.
                 self.forget()
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 raise Halted(
@@ -196,6 +231,25 @@ class Pipeline:
                     "Mend the one that was changed last."
                 ) from error
         return self._rules
+
+    def _without_erased(
+        self, connection: store.Connection, arrivals: Sequence[Arrival]
+    ) -> tuple[Sequence[Arrival], int]:
+        """Drop what carries an identifier of an erased person, and say how many that were; none leaves a trace."""
+        if not self._keeps_out:
+            return arrivals, 0
+        carried = [suppression.carried(one.decoded, one.event, one.delivery) for one in arrivals]
+        # Whoever is known is not erased.
+        unknown = {identifier for found in carried for identifier in found} - self._known.keys()
+        erased = suppression.suppressed(connection, self._privacy_key, unknown)
+        if not erased:
+            return arrivals, 0
+        dropped = [one for one, found in zip(arrivals, carried, strict=True) if not erased.isdisjoint(found)]
+        returned = [one.delivery.letter_id for one in dropped if one.delivery.letter_id]
+        if returned:
+            suppression.forget_letters(connection, returned)
+        kept = [one for one, found in zip(arrivals, carried, strict=True) if erased.isdisjoint(found)]
+        return kept, len(dropped)
 
     def _without_duplicates(
         self, connection: store.Connection, passed: list[tuple[Message, Arrival]], now_us: int
@@ -254,10 +308,13 @@ def _judge(
 ) -> tuple[list[tuple[Message, Arrival]], list[tuple[Arrival, Rejection]]]:
     """Sort arrivals into messages that pass and rejections, under what their sources may set."""
     passed, rejected = [], []
+    has_blocked = rules.identity.has_blocked
     for arrival in arrivals:
         decoded = arrival.decoded
         if isinstance(decoded, Message):
             decoded = _trusted(decoded, rules.trust.get(decoded.source_id, UNKNOWN_SOURCE))
+        if has_blocked and isinstance(decoded, Message):
+            decoded = _unblocked(decoded, rules.identity)
         if isinstance(decoded, Message):
             passed.append((decoded, arrival))
         else:
@@ -277,6 +334,17 @@ def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
         return Rejection("missing_id", "The source may set none of the event's identifiers. Send another, or change"
                          " the source's rules.", message.message_id)  # fmt: skip
     message.identifiers, message.anchor = kept, anchor
+    return message
+
+
+def _unblocked(message: Message, rules: Ruleset) -> Message | Rejection:
+    """Let an event belong to the first of its identifiers that stands for somebody; it keeps all as evidence."""
+    if rules.blocks(message.anchor):
+        anchor = anchor_of([one for one in message.identifiers if not rules.blocks(one)])
+        if anchor is None:
+            return Rejection("blocked_value", "The identity rules block all of the event's identifiers. Send another,"
+                             " or change the rules, then replay.", message.message_id)  # fmt: skip
+        message.anchor = anchor
     return message
 
 
@@ -313,7 +381,7 @@ class _Batch:
         # In the order in which they were met, with the events each has got.
         self.touched: dict[Person, int] = {}
         self.deltas: dict[Identifier, Delta] = {}
-        self.rows: list[tuple[Message, Arrival]] = []
+        self.rows: list[tuple[Message, Arrival | None]] = []
 
     def fold(self, messages: Sequence[tuple[Message, Arrival]]) -> None:
         """Add each message's effect to its anchor's delta."""
@@ -358,12 +426,14 @@ class _Batch:
         store.insert_events(self.connection, map(self._event, self.rows), self.now)
         return self._applied(rows)
 
-    def _event(self, row: tuple[Message, Arrival]) -> store.EventRow:
+    def _event(self, row: tuple[Message, Arrival | None]) -> store.EventRow:
         message, arrival = row
+        profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
+        if arrival is None:
+            return store.EventRow(message, profile, anchor, None, None)
         return store.EventRow(
-            message, self.resolver.of[message.anchor].root().id, self.ids[message.anchor], arrival.log_partition,
-            arrival.log_position, arrival.delivery.trace,
-        )  # fmt: skip
+            message, profile, anchor, arrival.log_partition, arrival.log_position, arrival.delivery.trace
+        )
 
     def _write_identifiers(self) -> None:
         resolver = self.resolver
