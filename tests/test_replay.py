@@ -7,10 +7,11 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 
-from cdp import archive, partitions, replay
+from cdp import archive, erasing, partitions, replay
+from cdp.erasing import Person
 from cdp.models import Identifier
 from cdp.replay import Filter
 from martech.lib import clock
@@ -212,6 +213,24 @@ def test_an_archived_history_comes_out_as_it_is_held_and_each_event_counts_once(
         report = replay.verify(per_pass=per_pass)
         assert report.examples == []
         assert (report.events, report.archived, report.not_comparable) == (events, events if drop else 0, 0)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("seed", [21, 22, 23])
+def test_a_history_comes_out_as_it_is_held_after_an_erasure(core, archiving, seed, drop):
+    play(core, seed=seed)
+    archive_today(drop=drop)
+    largest = core.rows("SELECT profile_id FROM cdp_identifier GROUP BY 1 ORDER BY count(*) DESC LIMIT 1")
+    person = Person(profiles=[largest[0]["profile_id"]])
+    with transaction.atomic():
+        erasing.hold(person)
+        assert erasing.delete(person)["identifiers"] > 1
+        erasing.mentions(person)
+    with transaction.atomic():
+        archive.erase(
+            anchors=person.anchors, values=person.values, mentioned=lambda anchors: erasing.mentioned(person, anchors)
+        )
+    assert replay.verify().examples == []
 
 
 def test_an_archived_event_that_is_gone_is_found(couple, archiving):
