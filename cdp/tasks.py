@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, integrity, keys, partitions, privacy, task_runs
+from cdp import archive, edits, integrity, keys, partitions, privacy, showing, task_runs
 
 # How far clocks, queues and a wait between two tries may move the end of a task's last delivery.
 LOST_MARGIN_SECONDS = 600
@@ -24,6 +24,12 @@ def heartbeat() -> None:
 def publish_keys() -> None:
     """Write all keys to the collector's store again, since that may have lost them."""
     keys.publish_keys()
+
+
+@shared_task
+def show_edits() -> None:
+    """Let the cache show what people changed of late, where it was away when they did."""
+    showing.show_edits(now=timezone.now(), actions=[edits.ACTION])
 
 
 @shared_task

@@ -44,6 +44,7 @@ def at(task: str, **when: str) -> dict[str, Any]:
 app.conf.beat_schedule = {
     "Heartbeat of worker and beat": every(30, "cdp.tasks.heartbeat"),
     "Publish keys": every(60, "cdp.tasks.publish_keys"),
+    "Show edits": every(60, "cdp.tasks.show_edits"),
     "Close lost task runs": every(60, "cdp.tasks.close_lost_task_runs"),
     "Finish erasures": every(60, "cdp.tasks.finish_erasures"),
     "Make table partitions ahead": at("cdp.tasks.make_partitions", minute="7"),

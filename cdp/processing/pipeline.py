@@ -21,12 +21,13 @@ from cdp import config, profiles
 from cdp.log.base import Delivery, Event
 from cdp.processing import duplicates, graph, registers, store, suppression
 from cdp.processing.clusters import Evidence, Ruleset
-from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
+from cdp.processing.decode import FUTURE_TOLERANCE_US, MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import Identifier, anchor_of
 from cdp.processing.people import Delta, Person
 from cdp.processing.resolving import Known, Pair, Resolver
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
+from cdp.processing.states import Origin
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
@@ -399,14 +400,14 @@ class _Batch:
 
     def _fold_traits(self, delta: Delta, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        lifted = registers.lift(
+        lifted = self.rules.policies.lift(
             message.properties,
-            at_us=min(message.occurred_us, message.received_us + 300_000_000),
-            rank=1 - allowed.source_class,
-            message_id=message.message_id,
+            origin_of(message, allowed),
             refused=allowed.refused_traits,
+            refused_policies=allowed.refused_policies,
         )
-        delta.registers = registers.combine(delta.registers, lifted)
+        delta.registers = registers.apply(delta.registers, lifted.registers)
+        message.flags += lifted.flags
 
     def write(self) -> Applied:
         """Write everything, in the order that keeps locks free of circles."""
@@ -450,11 +451,11 @@ class _Batch:
         after = {}
         for anchor, delta in self.deltas.items():
             held, states = before.get(self.ids[anchor], ({}, {}))
-            after[self.ids[anchor]] = Delta(
-                registers.combine(held, delta.registers), folder.combine(states, delta.states)
-            )
+            given = registers.apply(held, delta.registers)
+            after[self.ids[anchor]] = Delta(given, folder.combine(states, delta.states))
             person = self.resolver.of[anchor].root()
-            person.registers = registers.combine(person.registers, delta.registers)
+            # Not the delta: a counter's is what was added, and a person's state holds the anchor's sum.
+            person.registers = registers.combine(person.registers, {name: given[name] for name in delta.registers})
             person.states = folder.combine(person.states, delta.states)
         if after:
             store.update_anchors(self.connection, after)
@@ -470,6 +471,7 @@ class _Batch:
                 _encode(person.graph),
                 _encode(registers.present(person.registers)),
                 _encode(folder.present(person.states)),
+                bytes(registers.present_consent(person.registers)),
             )
             for person in changed
         ]
@@ -485,7 +487,7 @@ class _Batch:
                 row.person.version,
                 profiles.document(
                     profiles.Document(
-                        row.person.id, row.graph, row.traits, row.computed, row.person.version,
+                        row.person.id, row.graph, row.traits, row.computed, row.consent, row.person.version,
                         shown, clock.isoformat_us(row.person.created_us), shown,
                     )
                 ),
@@ -504,3 +506,9 @@ class _Batch:
             moved=[(one, profile) for one, profile in resolver.elsewhere() if one not in carried],
             merged=[(person.id, person.version + 1) for person in resolver.merged],
         )
+
+
+def origin_of(message: Message, allowed: Trust) -> Origin:
+    """Return where a message's traits come from, and what orders them."""
+    at_us = min(message.occurred_us, message.received_us + FUTURE_TOLERANCE_US)
+    return Origin(at_us, 1 - allowed.source_class, message.message_id, message.source_id, str(message.anchor))
