@@ -93,6 +93,12 @@ def starts(reading: Reading) -> datetime | None:
     return start
 
 
+def last_erasure(reading: Reading) -> datetime | None:
+    """Return when a person's erasure was last asked for, None where it never was."""
+    row = reading.session.execute("SELECT max(requested_at) FROM cdp_erasure").fetchone()
+    return row[0] if row else None
+
+
 def ranges(session: psycopg.Connection[Any], per_pass: int) -> list[tuple[int, int]]:
     """Return the passes: row ids of identifiers after the first up to the second number."""
     found = session.execute(

@@ -34,6 +34,7 @@ from cdp.processing.identity import Identifier
 from cdp.processing.people import Delta
 from cdp.processing.rules import Rules
 from cdp.processing.shadow import Shadow
+from cdp.processing.states import State
 from martech.lib import clock
 
 IDENTIFIERS_PER_PASS = 200_000
@@ -61,7 +62,11 @@ class Difference(NamedTuple):
 
 @dataclass(slots=True)
 class Report:
-    """What a replay read and found. Before `history_starts` events were dropped: what is older is not compared."""
+    """What a replay read and found.
+
+    Before `history_starts` events were dropped: identifiers that are older are `not_comparable`. `outdated` are those
+    with traits that were kept by another merge policy than that of now.
+    """
 
     events: int = 0
     archived: int = 0
@@ -69,6 +74,7 @@ class Report:
     profiles: int = 0
     links: int = 0
     not_comparable: int = 0
+    outdated: int = 0
     history_starts: datetime | None = None
     most: int = EXAMPLES
     differences: Counter[str] = field(default_factory=Counter)
@@ -89,7 +95,7 @@ class Report:
         }
 
 
-REPORTED = ("events", "archived", "identifiers", "profiles", "links", "not_comparable", "history_starts")
+REPORTED = ("events", "archived", "identifiers", "profiles", "links", "not_comparable", "outdated", "history_starts")
 
 
 def shown(value: Any) -> str:
@@ -133,6 +139,8 @@ class _Comparison:
         self.older: set[Identifier] = set()
         # Those that no event is anchored to: other events must name them.
         self.unanchored: set[Identifier] = set()
+        # What is older may have been named by events that an erasure took.
+        self._erased_at = history.last_erasure(reading)
         self.clusters: list[set[Identifier]] = []
 
     def one_pass(self, low: int, high: int, advance: Advance) -> None:
@@ -159,9 +167,10 @@ class _Comparison:
                 continue
             delta = self.shadow.deltas.get(row_id)
             if delta is None:
-                self.unanchored.add(name)
                 delta = Delta()
-            self._compare("registers", name, held, delta.registers)
+                if self._erased_at is None or created_at > self._erased_at:
+                    self.unanchored.add(name)
+            self._compare_registers(name, held, delta.registers)
             self._compare("trait states", name, _known(states, self.reading.rules), delta.states)
 
     def _compare(self, kind: str, where: object, held: str | bytes, rebuilt: Any) -> None:
@@ -169,6 +178,16 @@ class _Comparison:
         was, would = _exact(held), _exact(_encode(rebuilt))
         if was != would:
             self.report.differ(kind, where, was, would)
+
+    def _compare_registers(self, name: Identifier, held: str, rebuilt: registers.Registers) -> None:
+        if _exact(held) == _exact(_encode(rebuilt)):
+            return
+        # A merge policy was changed since: the older state shows until something new is said.
+        given = registers.load(held)
+        aged = {one for one in given.keys() & rebuilt.keys() if _level(given[one]) != _level(rebuilt[one])}
+        left = {one: state for one, state in given.items() if one not in aged}
+        self.report.outdated += bool(aged)
+        self._compare("registers", name, _encode(left), {one: rebuilt[one] for one in rebuilt if one not in aged})
 
     def people(self) -> None:
         """Compare links, verdicts and clusters with what the rules make of the evidence in events."""
@@ -251,7 +270,12 @@ class _Comparison:
         self._compare("trait states", where, _known(held[1], self.reading.rules), known)
         self._compare("traits", where, held[2], registers.present(given))
         self._compare("computed traits", where, held[3], folder.present(states))
+        self._compare("consent", where, held[5], registers.present_consent(given))
         self._compare("identity graphs", where, _sorted(held[4]), {one: sorted(graph[one]) for one in graph})
+
+
+def _level(held: registers.Held) -> object:
+    return held.level if isinstance(held, State) else None
 
 
 def _pair(pair: shadow.Pair) -> str:
@@ -329,7 +353,7 @@ class Rebuilt:
     identifiers: int
     traits: Any
     computed_traits: Any
-    consent: Any = None
+    consent: Any
     held: dict[str, Any] | None = None
 
 
@@ -360,7 +384,8 @@ def rebuild(
                 given = registers.combine(given, delta.registers) if profile_id else given
         return Rebuilt(
             built.events, archived, identifiers, _plain(registers.present(given)), _plain(folder.present(states)),
-            held=_held(reading.session, profile_id),
+            _plain(registers.present_consent(given)) if profile_id else None,
+            _held(reading.session, profile_id),
         )  # fmt: skip
 
 

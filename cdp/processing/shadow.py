@@ -13,9 +13,10 @@ import msgspec
 
 from cdp.processing import registers
 from cdp.processing.clusters import Evidence, paired
-from cdp.processing.decode import Message
+from cdp.processing.decode import TYPES, Message
 from cdp.processing.identity import Identifier
 from cdp.processing.people import Delta
+from cdp.processing.pipeline import origin_of
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules
 
 Pair = tuple[Identifier, Identifier]
@@ -54,6 +55,9 @@ class Shadow:
         fold, deltas = self.rules.folder.fold, self.deltas
         for row in rows:
             self.events += 1
+            if row.message.type not in TYPES:
+                # A decision of somebody's, which the timeline shows.
+                continue
             delta = deltas.get(row.anchor_id)
             if delta is None:
                 delta = deltas[row.anchor_id] = Delta()
@@ -67,14 +71,13 @@ class Shadow:
 
     def _fold_traits(self, delta: Delta, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        lifted = registers.lift(
+        lifted = self.rules.policies.lift(
             message.properties,
-            at_us=min(message.occurred_us, message.received_us + 300_000_000),
-            rank=1 - allowed.source_class,
-            message_id=message.message_id,
+            origin_of(message, allowed),
             refused=allowed.refused_traits,
+            refused_policies=allowed.refused_policies,
         )
-        delta.registers = registers.combine(delta.registers, lifted)
+        delta.registers = registers.apply(delta.registers, lifted.registers)
 
     def _take_links(self, row: Row) -> None:
         message = row.message

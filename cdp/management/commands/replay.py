@@ -96,6 +96,10 @@ def _reported(report: Report) -> str:
             f"history starts at {report.history_starts:%Y-%m-%d}: {report.not_comparable:,} identifiers are older, "
             "and were not compared"
         )
+    if report.outdated:
+        lines.append(
+            f"{report.outdated:,} identifiers have traits that another merge policy kept, until they are told anew"
+        )
     lines += [f"{kind}: {report.differences[kind]:,} differ" for kind in replay.KINDS if report.differences[kind]]
     lines += [_example(one) for one in report.examples]
     return "\n".join(lines if report.differences else [*lines, "no differences"])
