@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, edits, integrity, keys, partitions, privacy, showing, task_runs
+from cdp import archive, edits, identity_rules, integrity, keys, partitions, privacy, showing, task_runs
 
 # How far clocks, queues and a wait between two tries may move the end of a task's last delivery.
 LOST_MARGIN_SECONDS = 600
@@ -54,6 +54,12 @@ def archive_events() -> None:
     """Archive the table partitions that take no more events, where that is on."""
     if settings.ARCHIVE_EVENTS:
         archive.archive_closed(now=timezone.now())
+
+
+@shared_task
+def apply_identity_rules() -> None:
+    """Bring published rules of who is who upon the past."""
+    identity_rules.apply()
 
 
 @shared_task

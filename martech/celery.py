@@ -46,6 +46,7 @@ app.conf.beat_schedule = {
     "Publish keys": every(60, "cdp.tasks.publish_keys"),
     "Show edits": every(60, "cdp.tasks.show_edits"),
     "Close lost task runs": every(60, "cdp.tasks.close_lost_task_runs"),
+    "Apply identity rules": every(60, "cdp.tasks.apply_identity_rules"),
     "Finish erasures": every(60, "cdp.tasks.finish_erasures"),
     "Make table partitions ahead": at("cdp.tasks.make_partitions", minute="7"),
     "Archive closed table partitions": at("cdp.tasks.archive_events", hour="1", minute="50"),
