@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.utils import timezone
 
-from cdp import archive, edits, erasing, partitions, replay, unmerging
+from cdp import archive, edits, erasing, identity_rules, partitions, replay, unmerging
 from cdp.erasing import Person
 from cdp.models import Erasure, Identifier
 from cdp.processing.identity import Identifier as Named
@@ -137,6 +137,26 @@ def test_a_history_with_edits_and_unmerges_comes_out_as_it_is_held(core, seed):
     report = replay.verify()
     assert report.examples == []
     assert report.outdated == 0
+
+
+RULES = (
+    {"user_id": {"limit": 1, "priority": 0}, "anonymous_id": {"limit": 1, "priority": 90}, "*": {"limit": 2}},
+    {"user_id": {"limit": 2, "priority": 0}, "email": {"limit": 1, "priority": 5, "blocked": ["p1@example.com"]},
+     "anonymous_id": {"limit": 3, "priority": 90, "shared_after": 2}, "*": {"limit": 5}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("seed", [41, 42, 43])
+def test_a_history_with_changed_rules_comes_out_as_it_is_held(core, seed, rules, monkeypatch):
+    monkeypatch.setattr(identity_rules, "_send", lambda: None)
+    play(core, seed=seed, events=120, people=5)
+    decide(core, seed=seed)
+    identity_rules.publish(identity_rules.draft(rules, author="key:test").pk, author="key:test")
+    identity_rules.apply()
+    core.pipeline.forget()
+    play(core, seed=seed + 100, events=120, people=5)
+    assert replay.verify().examples == []
 
 
 def test_traits_that_another_policy_kept_are_told_apart(couple):
