@@ -189,18 +189,18 @@ def _anchor(row: _Row) -> Identifier:
 def _arrival(driver: store.Connection, row: _Row, anchor: Identifier, change: _Change) -> Arrival:
     """Return the identify call that an edit is; Unfit and Overruled."""
     policies = Policies(store.merge_policies(driver))
-    worded = {name: _worded(policies.of(name), value, row.held.get(name)) for name, value in change.traits.items()}
-    said = _encode(worded | ({CONSENT: dict(change.consent)} if change.consent else {}))
+    values = {name: worded(policies.of(name), value, row.held.get(name)) for name, value in change.traits.items()}
+    said = _encode(values | ({CONSENT: dict(change.consent)} if change.consent else {}))
     now_us = store.database_now_us(driver)
     at_us = max(now_us, registers.newest_us(row.held) + 1)
     message_id = f"edit-{uuid4().hex}"
-    _check(policies, said, Origin(at_us, RANK, message_id, change.source, str(anchor)), row.held)
+    check(policies, said, Origin(at_us, RANK, message_id, change.source, str(anchor)), row.held)
     # Never so early that the core would take the time for one of the future.
     delivery = Delivery(change.source, max(now_us, at_us - FUTURE_TOLERANCE_US), "", b"", b"", [])
     return arrive(Event("identify", message_id, 0, _body(anchor, said, at_us, change.actor)), delivery)
 
 
-def _worded(policy: str, value: Any, held: registers.Held | None) -> Any:
+def worded(policy: str, value: Any, held: registers.Held | None) -> Any:
     """Return a value as an event carries it, with what the person has seen."""
     if policy == UNION:
         return _worded_union(value, held if isinstance(held, Tags) else None)
@@ -226,7 +226,7 @@ def _worded_union(value: Any, held: Tags | None) -> Any:
     return value
 
 
-def _check(policies: Policies, said: bytes, origin: Origin, held: Registers) -> None:
+def check(policies: Policies, said: bytes, origin: Origin, held: Registers) -> None:
     """Raise Unfit for what the policies cannot take, Overruled for what would not count."""
     try:
         lifted = policies.lift(said, origin)

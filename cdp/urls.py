@@ -3,14 +3,19 @@
 from django.urls import path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from cdp.api import api_keys, dead_letters, definitions, merge_policies, profiles, sources, trace
+from cdp.api import accounts, api_keys, dead_letters, definitions, merge_policies, profiles, sources, trace
 
 # An identifier's value may hold anything, slashes too: the longer addresses come first.
 urlpatterns = [
     path("profiles", profiles.Profiles.as_view()),
     path("profiles/<path:reference>/events", profiles.Timeline.as_view()),
     path("profiles/<path:reference>/identifiers", profiles.Identifiers.as_view()),
+    path("profiles/<path:reference>/accounts", accounts.OfProfile.as_view()),
     path("profiles/<path:reference>", profiles.Profile.as_view()),
+    path("accounts", accounts.Accounts.as_view()),
+    path("accounts/<path:reference>/members", accounts.Members.as_view()),
+    path("accounts/<path:reference>/events", accounts.Calls.as_view()),
+    path("accounts/<path:reference>", accounts.Account.as_view()),
     path("identity-decisions", definitions.Decisions.as_view()),
     path("traits", definitions.Traits.as_view()),
     path("merge-policies", merge_policies.MergePolicies.as_view()),

@@ -7,6 +7,7 @@ from django.urls import reverse
 from cdp.models import ApiKey, Checkpoint, MergePolicy, Processor, TaskRun
 from tests.factories import (
     NOON,
+    make_account,
     make_api_key,
     make_dead_letter,
     make_decision,
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.django_db
 
 LISTS = {
     "cdp_profile": {"viewer", "operator", "admin"},
+    "cdp_account": {"viewer", "operator", "admin"},
     "cdp_source": {"viewer", "operator", "admin"},
     "cdp_deadletter": {"viewer", "operator", "admin"},
     "cdp_identitydecision": {"viewer", "operator", "admin"},
@@ -50,6 +52,7 @@ def rows():
     )
     return {
         "cdp_profile": ann,
+        "cdp_account": make_account(("group_id", "acme")),
         "cdp_source": shop,
         "cdp_deadletter": make_dead_letter(shop),
         "cdp_identitydecision": make_decision(ann, visitor, source=shop),
@@ -99,7 +102,7 @@ def test_nobody_gets_in_without_logging_in(client):
     assert client.get("/admin/login/").status_code == 200
 
 
-@pytest.mark.parametrize("model", ["profile", "deadletter", "identitydecision", "checkpoint", "taskrun"])
+@pytest.mark.parametrize("model", ["profile", "account", "deadletter", "identitydecision", "checkpoint", "taskrun"])
 def test_what_comes_by_events_is_not_added_changed_or_deleted(client, rows, model):
     client.force_login(make_user("", is_superuser=True))
     assert client.get(reverse(f"admin:cdp_{model}_add")).status_code == 403

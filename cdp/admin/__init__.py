@@ -1,8 +1,21 @@
 """The admin: what people see and do, in unfold's style."""
 
-from cdp.admin import api_keys, dead_letters, merge_policies, people, profiles, records, schedule, site, sources, trace
+from cdp.admin import (
+    accounts,
+    api_keys,
+    dead_letters,
+    merge_policies,
+    people,
+    profiles,
+    records,
+    schedule,
+    site,
+    sources,
+    trace,
+)
 
 __all__ = [
+    "accounts",
     "api_keys",
     "dead_letters",
     "merge_policies",

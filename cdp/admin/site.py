@@ -41,6 +41,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "items": [
                 {"title": "Overview", "icon": "dashboard", "link": reverse_lazy("admin:index")},
                 _list("Profiles", "person", "profile"),
+                _list("Accounts", "apartment", "account"),
                 _list("Identity decisions", "merge", "identitydecision"),
                 _list("Computed traits", "functions", "traitdefinition"),
                 _list("Merge policies", "call_merge", "mergepolicy"),

@@ -27,6 +27,8 @@ ALL = "all"
 SCOPES = {
     "profiles:read": ("Read profiles, their events, identifiers and decisions", "cdp.view_profile"),
     "profiles:write": ("Change profiles", "cdp.change_profile"),
+    "accounts:read": ("Read accounts; their members and events need profiles:read", "cdp.view_account"),
+    "accounts:write": ("Change accounts", "cdp.change_account"),
     "definitions:write": ("Change merge policies", "cdp.change_mergepolicy"),
     "sources:read": ("Read sources, without their write keys", "cdp.view_source"),
     "sources:write": ("Create and change sources, see and rotate their write keys", "cdp.change_source"),

@@ -19,13 +19,13 @@ import psycopg
 
 from cdp import config, profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import duplicates, graph, registers, store, suppression
+from cdp.processing import account_store, accounts, duplicates, graph, registers, store, suppression
 from cdp.processing.clusters import Evidence, Ruleset
 from cdp.processing.decode import FUTURE_TOLERANCE_US, MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
-from cdp.processing.identity import Identifier, anchor_of
+from cdp.processing.identity import NOBODY, Identifier, anchor_of
 from cdp.processing.people import Delta, Person
-from cdp.processing.resolving import Known, Pair, Resolver
+from cdp.processing.resolving import Known, Pair, Resolver, new_profile_id
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
 from cdp.processing.states import Origin
 from martech.lib import clock
@@ -208,7 +208,9 @@ class Pipeline:
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
-        batch.resolver.resolve([message for message, _ in fresh], self._known, self._evidence)
+        batch.resolver.resolve(
+            [message for message, _ in fresh if message.anchor != NOBODY], self._known, self._evidence
+        )
         batch.fold(fresh)
         applied = batch.write()
         applied.suppressed = suppressed
@@ -331,7 +333,10 @@ def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
     if message.type in allowed.refused_calls:
         return Rejection("refused_call", f"The source may not call {message.type}. Change its rules, or use another.",
                          message.message_id)  # fmt: skip
-    if not allowed.refused_namespaces:
+    if message.anchor == NOBODY and allowed.source_class:
+        return Rejection("missing_id", "A browser's or an app's call says whose it is. Send userId or anonymousId.",
+                         message.message_id)  # fmt: skip
+    if not allowed.refused_namespaces or message.anchor == NOBODY:
         return message
     kept = [one for one in message.identifiers if one.namespace not in allowed.refused_namespaces]
     anchor = anchor_of(kept)
@@ -386,23 +391,37 @@ class _Batch:
         # In the order in which they were met, with the events each has got.
         self.touched: dict[Person, int] = {}
         self.deltas: dict[Identifier, Delta] = {}
+        self.accounts: dict[str, accounts.Delta] = {}
         self.rows: list[tuple[Message, Arrival | None]] = []
 
     def fold(self, messages: Sequence[tuple[Message, Arrival]]) -> None:
         """Add each message's effect to its anchor's delta."""
-        of = self.resolver.of
         for message, arrival in messages:
-            delta = self.deltas.get(message.anchor)
-            if delta is None:
-                delta = self.deltas[message.anchor] = Delta()
-            self.rules.folder.fold(delta.states, message)
-            if message.type == "identify":
-                self._fold_traits(delta, message)
             self.rows.append((message, arrival))
-            person = of[message.anchor].root()
-            self.touched[person] = self.touched.get(person, 0) + 1
+            if message.type == "group":
+                self._fold_account(message)
+            if message.anchor != NOBODY:
+                self._fold_person(message)
 
-    def _fold_traits(self, delta: Delta, message: Message) -> None:
+    def _fold_person(self, message: Message) -> None:
+        delta = self.deltas.get(message.anchor)
+        if delta is None:
+            delta = self.deltas[message.anchor] = Delta()
+        self.rules.folder.fold(delta.states, message)
+        if message.type == "identify":
+            self._fold_traits(delta, message)
+        person = self.resolver.of[message.anchor].root()
+        self.touched[person] = self.touched.get(person, 0) + 1
+
+    def _fold_account(self, message: Message) -> None:
+        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        group = accounts.group_of(message)
+        if group and accounts.GROUP_ID not in allowed.refused_namespaces:
+            delta = self.accounts.setdefault(group, accounts.Delta())
+            accounts.fold(delta, message, allowed)
+            self._fold_traits(delta, message)
+
+    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
         lifted = self.rules.policies.lift(
             message.properties,
@@ -429,11 +448,17 @@ class _Batch:
         graph.write_verdicts(self.connection, resolver.verdicts, self.ids, version)
         graph.insert_decisions(self.connection, resolver.decisions, self.now)
         store.insert_events(self.connection, map(self._event, self.rows), self.now)
+        # Last, so that an account that many batches name is locked shortly.
+        account_store.write(
+            self.connection, self.accounts, self.ids, now=self.now, new_id=lambda: new_profile_id(self.now_us)
+        )
         return self._applied(rows)
 
     def _event(self, row: tuple[Message, Arrival | None]) -> store.EventRow:
         message, arrival = row
-        profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
+        profile, anchor = None, 0
+        if message.anchor != NOBODY:
+            profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
         if arrival is None:
             return store.EventRow(message, profile, anchor, None, None)
         return store.EventRow(
