@@ -26,9 +26,9 @@ from cdp.models import ArchiveFile
 from cdp.processing import store
 from cdp.processing.copying import NULL
 from cdp.processing.decode import Message
-from cdp.processing.identity import Identifier
+from cdp.processing.identity import NOBODY, Identifier
 from cdp.processing.rules import Rules
-from cdp.processing.shadow import UNKNOWN, Row
+from cdp.processing.shadow import Row
 from martech.lib import clock
 
 # Reading may take long, and PostgreSQL waits for it.
@@ -134,7 +134,7 @@ _COLUMNS = """
 anchor_id, event_type, name, properties, source_id, message_id, (extract(epoch FROM occurred_at) * 1000000)::bigint,
 (extract(epoch FROM received_at) * 1000000)::bigint,
 CASE WHEN jsonb_array_length(identifiers) > 1 THEN identifiers END,
-CASE WHEN event_type IN ('group', 'alias') THEN extra END
+CASE WHEN event_type = 'group' THEN extra END, CASE WHEN event_type = 'group' THEN context END
 """
 # Rows that are given at a time.
 ROWS = 5000
@@ -197,11 +197,12 @@ def _conditions(low: int, high: int, wanted: Filter) -> list[sql.Composable]:
 
 
 def _row(line: bytes) -> Row:
-    anchor, kind, name, properties, source, message_id, occurred, received, identifiers, extra = line[:-1].split(b"\t")
+    fields = line[:-1].split(b"\t")
+    anchor, kind, name, properties, source, message_id, occurred, received, identifiers, extra, context = fields
     message = Message(
-        int(source), kind.decode(), _text(name).decode(), _text(message_id).decode(), UNKNOWN, [], "",
-        _text(properties), b"{}", b"" if extra == NULL else _text(extra), int(occurred), None, int(received), (), b"",
-        0,
+        int(source), kind.decode(), _text(name).decode(), _text(message_id).decode(), NOBODY, [], "",
+        _text(properties), b"{}" if context == NULL else _text(context), b"" if extra == NULL else _text(extra),
+        int(occurred), None, int(received), (), b"", 0,
     )  # fmt: skip
     return Row(int(anchor), b"" if identifiers == NULL else _text(identifiers), message)
 
@@ -217,7 +218,7 @@ _ESCAPES = re.compile(rb"\\(.)", re.DOTALL)
 _ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 _OF_FILE = (
     "anchor_id", "event_type", "name", "properties", "source_id", "message_id", "occurred_at", "received_at",
-    "identifiers", "extra",
+    "identifiers", "extra", "context",
 )  # fmt: skip
 
 
@@ -233,7 +234,8 @@ def _of_file(file: ArchiveFile, low: int, high: int, wanted: Filter) -> Iterator
 def _archived_message(row: dict[str, Any]) -> Message:
     return Message(
         source_id=row["source_id"], type=row["event_type"], name=row["name"], message_id=row["message_id"],
-        anchor=UNKNOWN, identifiers=[], alias_of="", properties=row["properties"].encode(), context=b"{}",
+        anchor=NOBODY, identifiers=[], alias_of="", properties=row["properties"].encode(),
+        context=row["context"].encode(),
         extra=(row["extra"] or "").encode(), occurred_us=row["occurred_at"], original_timestamp=None,
         received_us=row["received_at"], flags=(), id_hash=b"", payload_hash=0,
     )  # fmt: skip

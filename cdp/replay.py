@@ -28,7 +28,7 @@ import psycopg
 
 from cdp import history
 from cdp.history import Filter
-from cdp.processing import clusters, registers, shadow
+from cdp.processing import accounts, clusters, registers, shadow
 from cdp.processing.clusters import Evidence, Link, Unmerge, paired
 from cdp.processing.identity import Identifier
 from cdp.processing.people import Delta
@@ -72,6 +72,7 @@ class Report:
     archived: int = 0
     identifiers: int = 0
     profiles: int = 0
+    accounts: int = 0
     links: int = 0
     not_comparable: int = 0
     outdated: int = 0
@@ -95,7 +96,17 @@ class Report:
         }
 
 
-REPORTED = ("events", "archived", "identifiers", "profiles", "links", "not_comparable", "outdated", "history_starts")
+REPORTED = (
+    "events",
+    "archived",
+    "identifiers",
+    "profiles",
+    "accounts",
+    "links",
+    "not_comparable",
+    "outdated",
+    "history_starts",
+)
 
 
 def shown(value: Any) -> str:
@@ -114,6 +125,7 @@ def verify(
             comparison.one_pass(low, high, advance)
         comparison.people()
         comparison.profiles()
+        comparison.accounts()
         return report
 
 
@@ -273,6 +285,40 @@ class _Comparison:
         self._compare("consent", where, held[5], registers.present_consent(given))
         self._compare("identity graphs", where, _sorted(held[4]), {one: sorted(graph[one]) for one in graph})
 
+    def accounts(self) -> None:
+        """Compare accounts, who belongs to them and what they are called with what group calls say."""
+        held = {}
+        for group, created_at, *columns in self.reading.session.execute(_ACCOUNTS):
+            if self.report.history_starts and created_at >= self.report.history_starts:
+                held[group] = (self._erased_at is not None and created_at <= self._erased_at, columns)
+        built, names = self.shadow.accounts, _names_of_accounts(self.shadow.accounts)
+        self.report.accounts = len(held)
+        for group, (is_older, columns) in held.items():
+            delta = built.get(group, accounts.Delta())
+            where = f"account {accounts.GROUP_ID}:{group}"
+            members = {str(one): membership for one, membership in delta.members.items()}
+            self._compare("accounts", f"{where}, members", columns[2], members)
+            # Of those that a person who was erased may have told of, no more is known.
+            if not is_older:
+                self._compare("accounts", f"{where}, registers", columns[0], delta.registers)
+                self._compare("accounts", f"{where}, traits", columns[1], registers.present(delta.registers))
+                self._compare("accounts", f"{where}, names", columns[3], names.get(group, {}))
+        if self.report.not_comparable == 0:
+            for group in built.keys() - held.keys():
+                self.report.differ("accounts", f"account {accounts.GROUP_ID}:{group}", None, "the account of events")
+
+
+def _names_of_accounts(built: Mapping[str, accounts.Delta]) -> dict[str, dict[str, Any]]:
+    """Return by group id what else its account is called, with the evidence that won the name."""
+    won: dict[Identifier, tuple[Any, str]] = {}
+    for group, delta in built.items():
+        for name, evidence in delta.names.items():
+            won[name] = min((evidence, group), won.get(name, (evidence, group)))
+    found: dict[str, dict[str, Any]] = {}
+    for name, (evidence, group) in won.items():
+        found.setdefault(group, {})[str(name)] = evidence
+    return found
+
 
 def _level(held: registers.Held) -> object:
     return held.level if isinstance(held, State) else None
@@ -302,6 +348,14 @@ SELECT profile.id, profile.registers::text, profile.trait_states::text, profile.
        one.namespace, one.value, one.registers::text, one.trait_states::text
 FROM customer_profiles AS profile LEFT JOIN cdp_identifier AS one ON one.profile_id = profile.id
 WHERE profile.merged_into_id IS NULL OR one.id IS NOT NULL ORDER BY profile.id
+"""
+_ACCOUNTS = """
+SELECT g.value, a.created_at, a.registers::text, a.traits::text,
+       (SELECT coalesce(jsonb_object_agg(i.namespace || ':' || i.value, m.register), '{}')::text
+        FROM cdp_accountmember m JOIN cdp_identifier i ON i.id = m.identifier_id WHERE m.account_id = a.id),
+       (SELECT coalesce(jsonb_object_agg(n.namespace || ':' || n.value, n.evidence), '{}')::text
+        FROM cdp_accountidentifier n WHERE n.account_id = a.id AND n.namespace <> 'group_id')
+FROM cdp_account a JOIN cdp_accountidentifier g ON g.account_id = a.id AND g.namespace = 'group_id'
 """
 _LINKS = """
 SELECT l.namespace, l.value, r.namespace, r.value, e.source_class, e.occurred_at, e.message_id, e.source_id, e.refused

@@ -63,7 +63,7 @@ def decide(core, *, seed):
 
 
 def _random(chance, people, now_us):
-    kind = chance.choices(["track", "identify", "alias", "page"], [6, 4, 1, 1])[0]
+    kind = chance.choices(["track", "identify", "alias", "page", "group"], [6, 4, 1, 1, 2])[0]
     person = chance.randrange(people)
     user = f"user-{person}"
     device = f"device-{chance.choice([person, person, chance.randrange(people)])}-{chance.randrange(3)}"
@@ -85,9 +85,21 @@ def _random(chance, people, now_us):
         if chance.random() < 0.4:
             traits["email"] = f"p{chance.choice([person, chance.randrange(people)])}@example.com"
         return message(kind, traits=traits, **fields)
+    if kind == "group":
+        return _group_call(chance, fields)
     if kind == "page":
         return message(kind, name="Home\\", **fields)
     return message(kind, event=chance.choice(NAMES), properties={"total": chance.choice([1, 0.10, "x"])}, **fields)
+
+
+def _group_call(chance, fields):
+    names = [{"collection": "accounts", "type": "salesforce", "id": chance.choice("xyz")}]
+    told = chance.choice([{}, {"externalIds": names}, {"membership": {"role": chance.choice(["buyer", "owner"])}},
+                          {"membership": {"left": True}}, {"membership": False, "externalIds": names}])  # fmt: skip
+    if told.get("membership") is False and chance.random() < 0.5:
+        fields = {"timestamp": fields["timestamp"]}
+    traits = {"employees": chance.randrange(9), "points": {"$add": 1}, "tags": [chance.choice("abc")]}
+    return message("group", groupId=f"group-{chance.randrange(3)}", traits=traits, context=told, **fields)
 
 
 def define(core):
@@ -264,6 +276,25 @@ def test_a_changed_verdict_and_evidence_are_found(couple):
     assert kinds(couple) == [("links", "anonymous_id:b ~ user_id:bob"), ("verdicts", "anonymous_id:a ~ user_id:ann")]
 
 
+def test_damage_of_accounts_is_found(core):
+    names = [{"collection": "accounts", "type": "crm", "id": "7"}]
+    core.apply(
+        message("group", userId="ann", groupId="acme", traits={"name": "Acme"}, context={"externalIds": names}),
+        message("group", groupId="other", traits={"name": "Other"}, context={"membership": False}),
+    )
+    report = replay.verify()
+    assert (report.examples, report.accounts, report.profiles) == ([], 2, 1)
+    damage(core, "UPDATE cdp_account SET traits = '{}', registers = '{}' WHERE traits->>'name' = 'Other'")
+    damage(core, "DELETE FROM cdp_accountmember")
+    damage(core, "DELETE FROM cdp_accountidentifier WHERE namespace = 'crm'")
+    assert kinds(core) == [
+        ("accounts", "account group_id:acme, members"),
+        ("accounts", "account group_id:acme, names"),
+        ("accounts", "account group_id:other, registers"),
+        ("accounts", "account group_id:other, traits"),
+    ]
+
+
 @pytest.fixture
 def archiving(settings, tmp_path):
     """Archive into a directory of the test's."""
@@ -354,7 +385,7 @@ def test_some_archived_events_alone_are_counted(couple, archiving):
 
 def test_the_command_reports_and_fails_on_differences(couple, capsys):
     call_command("replay", "--verify")
-    told = "4 events (0 of them archived) of 4 identifiers\n2 profiles, 2 links between identifiers\n"
+    told = "4 events (0 of them archived) of 4 identifiers\n2 profiles, 0 accounts, 2 links between identifiers\n"
     assert capsys.readouterr().out == told + "no differences\n"
     damage(couple, "UPDATE customer_profiles SET traits = '{}' WHERE id = %s", couple.ann)
     call_command("replay")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from cdp.processing import registers
+from cdp.processing import accounts, registers
 from cdp.processing.clusters import Evidence, paired
 from cdp.processing.decode import TYPES, Message
-from cdp.processing.identity import Identifier
+from cdp.processing.identity import NOBODY, Identifier
 from cdp.processing.people import Delta
 from cdp.processing.pipeline import origin_of
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules
@@ -26,7 +26,7 @@ _pairs = msgspec.json.Decoder(list[Identifier])
 class Row(NamedTuple):
     """What is read of an event: its anchor's row id, its identifiers as JSON where there are several, and the message.
 
-    The message is without what no state is made of: context and flags; `extra` is there of group and alias calls.
+    The message is without what no state is made of: flags, and but for group calls context and `extra`.
     """
 
     anchor_id: int
@@ -44,10 +44,12 @@ class Shadow:
         self.links: dict[Pair, tuple[Evidence, int]] = {}
         # What events of an anchor say with the same identifiers.
         self._pairs: dict[tuple[int, bytes], list[Pair]] = {}
+        # By group id; those of all anchors together.
+        self.accounts: dict[str, accounts.Delta] = {}
         self.events = 0
 
     def begin(self, names: dict[int, Identifier]) -> None:
-        """Forget the states of anchors and begin with those of others, by row id; evidence stays."""
+        """Forget the states of anchors and begin with those of others, by row id; evidence and accounts stay."""
         self.names, self.deltas, self._pairs = names, {}, {}
 
     def fold(self, rows: Iterable[Row]) -> None:
@@ -58,18 +60,31 @@ class Shadow:
             if row.message.type not in TYPES:
                 # A decision of somebody's, which the timeline shows.
                 continue
+            message = row.message
+            if message.type == "group":
+                message.anchor = self.names.get(row.anchor_id, NOBODY)
+                self._fold_account(message)
+            if not row.anchor_id:
+                continue
             delta = deltas.get(row.anchor_id)
             if delta is None:
                 delta = deltas[row.anchor_id] = Delta()
-            message = row.message
-            message.anchor = self.names.get(row.anchor_id, UNKNOWN)
+            message.anchor = self.names.get(row.anchor_id, NOBODY)
             fold(delta.states, message)
             if message.type == "identify":
                 self._fold_traits(delta, message)
             if row.identifiers:
                 self._take_links(row)
 
-    def _fold_traits(self, delta: Delta, message: Message) -> None:
+    def _fold_account(self, message: Message) -> None:
+        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        group = accounts.group_of(message)
+        if group and accounts.GROUP_ID not in allowed.refused_namespaces:
+            delta = self.accounts.setdefault(group, accounts.Delta())
+            accounts.fold(delta, message, allowed)
+            self._fold_traits(delta, message)
+
+    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
         lifted = self.rules.policies.lift(
             message.properties,
@@ -97,6 +112,3 @@ class Shadow:
             found = [paired(anchor, other) for other in _pairs.decode(row.identifiers) if other != anchor]
             self._pairs[key] = found
         return found
-
-
-UNKNOWN = Identifier("", "")

@@ -89,7 +89,7 @@ def _rebuilt(options: dict[str, Any], advance: Callable[[int], object]) -> Rebui
 def _reported(report: Report) -> str:
     lines = [
         f"{report.events:,} events ({report.archived:,} of them archived) of {report.identifiers:,} identifiers",
-        f"{report.profiles:,} profiles, {report.links:,} links between identifiers",
+        f"{report.profiles:,} profiles, {report.accounts:,} accounts, {report.links:,} links between identifiers",
     ]
     if report.not_comparable:
         lines.append(
