@@ -484,8 +484,8 @@ class _Split:
         self.whole, self.found, self.of = whole, found, of
 
     def mine(self) -> list[set[Identifier]]:
-        """The clusters, without blocked identifiers of others."""
-        return [one for one in self.found.clusters if not one <= self.whole.blocked.keys() - self.of.keys()]
+        """The clusters, without blocked identifiers of others, stored or new in this batch."""
+        return [one for one in self.found.clusters if not one.isdisjoint(self.of)]
 
     def row_id(self, identifier: Identifier) -> int:
         """The row's id; of a new one more than any."""

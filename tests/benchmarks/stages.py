@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from cdp.engines.local import SESSION
-from tests.benchmarks import references
+from tests.benchmarks import histories, references
 from tests.benchmarks.bed import Bed, run_load, wait_until
 from tests.benchmarks.load import Plan, Result, quantile
 from tests.benchmarks.repeats import BATCH, GENERATIONS, bare, batches, fill, learned, recognise
@@ -308,4 +308,6 @@ ROWS: dict[str, Row] = {
     "fsync-always": fsync,
     "reads": reads,
     "end-to-end": end_to_end,
+    "replay": lambda bed, flags: histories.replay(bed, flags.events, flags.people),
+    "archive": lambda bed, flags: histories.archive(bed, flags.events, flags.people),
 }
