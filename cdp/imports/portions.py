@@ -1,0 +1,146 @@
+"""From records to what one append gives to the log: what the core would refuse is found here, by line.
+
+No Django: an import's rows become the same entries as the collector's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cdp.collector.entries import payloads
+from cdp.imports.mapping import Mapper, Mapping
+from cdp.imports.records import Layout, Record
+from cdp.imports.values import UnusableValue
+from cdp.log.base import Delivery, Event, partition_of
+from cdp.processing.decode import Message, Rejection, decode
+from martech.lib import clock
+
+ROWS = 2000
+BYTES = 2**20
+
+
+class Target(NamedTuple):
+    """Where rows go: the source, what its rules refuse, and the log's partitions. `prefix` begins the rows' own ids."""
+
+    source_id: int
+    prefix: str
+    partitions: int
+    max_bytes: int
+    refused_calls: frozenset[str] = frozenset()
+
+
+class Bad(NamedTuple):
+    """A record that does not go in: its line, why, and its text."""
+
+    line: int
+    reason: str
+    detail: str
+    raw: bytes
+
+
+@dataclass(slots=True)
+class Portion:
+    """What goes in together: events by partition, from the byte `start` on to `end`, the last of them of `line`."""
+
+    start: int
+    end: int
+    line: int
+    received_us: int
+    events: dict[int, list[Event]] = field(default_factory=dict)
+    bad: list[Bad] = field(default_factory=list)
+    rows: int = 0
+    size: int = 0
+
+    def entries(self, source_id: int) -> list[tuple[int, bytes]]:
+        """Return the entries for the log, by partition."""
+        return [
+            (partition, payload)
+            for partition, events in self.events.items()
+            for payload in payloads([Delivery(source_id, self.received_us, "", b"", b"", events)])
+        ]
+
+
+def mapped(mapping: Mapping, layout: Layout) -> Callable[[Any], bytes]:
+    """Return what makes a message of a record's cells or bytes."""
+    if layout.file_format == "csv":
+        return Mapper(mapping, layout.columns).of_row
+    return bytes if mapping.whole else Mapper(mapping).of_object
+
+
+def portions(
+    records: Iterable[Record], message: Callable[[Any], bytes], target: Target, *, start: int, rows: int = ROWS
+) -> Iterator[Portion]:
+    """Give portions of up to `rows` records, or of about `BYTES`; the first one begins at the byte `start`."""
+    now = Portion(start, start, 0, clock.now_us())
+    judge = Judge(target, message)
+    judge.begin(now.received_us)
+    for record in records:
+        judge.take(record, now)
+        now.end, now.line = record.end, record.line
+        if now.rows + len(now.bad) >= rows or now.size >= BYTES:
+            yield now
+            now = Portion(now.end, now.end, now.line, clock.now_us())
+            judge.begin(now.received_us)
+    if now.end > now.start:
+        yield now
+
+
+class Judge:
+    """Says of each record whether the core will take it, and by which partition it goes."""
+
+    def __init__(self, target: Target, message: Callable[[Any], bytes]) -> None:
+        self._target, self._message = target, message
+        self._delivery = Delivery(target.source_id, 0, "", b"", b"", [])
+
+    def begin(self, received_us: int) -> None:
+        """Take the records that follow as received at that time."""
+        self._delivery = Delivery(self._target.source_id, received_us, "", b"", b"", [])
+
+    def take(self, record: Record, into: Portion) -> None:
+        """Put a record where it belongs: among the events, or with its reason among the bad ones."""
+        target = self._target
+        try:
+            event, message = self.judged(record)
+        except UnusableValue as error:
+            into.bad.append(Bad(record.line, error.code, error.message, record.raw))
+            into.size += len(record.raw)
+            return
+        namespace, value = message.anchor
+        into.events.setdefault(_partition(namespace, value, target.partitions), []).append(event)
+        into.rows += 1
+        into.size += len(event.body)
+
+    def judged(self, record: Record) -> tuple[Event, Message]:
+        """Return a record's event and what the core makes of it; UnusableValue where it would refuse it."""
+        target = self._target
+        if record.wrong:
+            raise UnusableValue(record.wrong, code="unreadable_row")
+        event = Event("", f"{target.prefix}{record.line}", 0, self._message(record.cells))
+        verdict = decode(event, self._delivery, max_bytes=target.max_bytes)
+        if isinstance(verdict, Rejection):
+            raise UnusableValue(verdict.detail, code=verdict.reason)
+        if "unreadable_time" in verdict.flags:
+            # Taken, it would have happened now.
+            raise UnusableValue(
+                f"{verdict.original_timestamp!r} is no time. Send ISO 8601, or seconds or milliseconds since 1970.",
+                code="unreadable_time",
+            )
+        if verdict.type in target.refused_calls:
+            raise UnusableValue(f"The source may not call {verdict.type}.", code="refused_call")
+        return event, verdict
+
+
+@lru_cache(maxsize=65536)
+def _partition(namespace: str, value: str, partitions: int) -> int:
+    return partition_of(f"{namespace}:{value}", partitions)
+
+
+def as_line(bad: Bad) -> bytes:
+    """Return a bad record as a line of the errors' file."""
+    text = bad.raw.decode("utf-8", "replace").rstrip("\r\n")
+    return msgspec.json.encode({"line": bad.line, "reason": bad.reason, "detail": bad.detail, "text": text}) + b"\n"
