@@ -15,16 +15,16 @@ from cdp.imports.records import Layout, UnusableFile, format_of, layout_of, open
 
 
 class LocalFile:
-    """A file to import. UnusableFile where it cannot be read."""
+    """A file to import, to be closed after use. UnusableFile where it cannot be read."""
 
     def __init__(self, path: Path, file_format: str = "") -> None:
         self.path = path
+        self.file_format = file_format or format_of(path.name)
         try:
             self._raw = path.open("rb")
             self._stat = os.fstat(self._raw.fileno())
         except OSError as error:
             raise UnusableFile(f"{path} cannot be read: {error.strerror}.") from error
-        self.file_format = file_format or format_of(path.name)
         self.size = self._stat.st_size
 
     @cached_property
@@ -59,6 +59,10 @@ class LocalFile:
             return self.path.absolute().parent / name
         otherwise.mkdir(parents=True, exist_ok=True)
         return otherwise / name
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._raw.close()
 
     def check_unchanged(self) -> None:
         """Raise UnusableFile where somebody wrote to the file since it was opened."""

@@ -65,6 +65,7 @@ class Step(NamedTuple):
 
     path: Path
     read: Reader | None
+    column: str
 
 
 def complete(mapping: Mapping, layout: Layout) -> Mapping:
@@ -157,7 +158,7 @@ class Mapper:
             return None
         path = path_of(field) or (*_REST, column)
         kind = "time" if path[0] in TIMES else self._mapping.types.get(column)
-        return Step(path, values.reader_of(kind, self._times) if kind else None)
+        return Step(path, values.reader_of(kind, self._times) if kind else None, column)
 
     def of_row(self, cells: Sequence[str]) -> bytes:
         """Return the message of a CSV row; UnusableValue for a cell not of its type. Empty cells say nothing."""
@@ -193,15 +194,18 @@ class Mapper:
             field = key if key in CONTAINERS else named(key)
             if field and field not in {*self._mapping.columns.values(), *self._mapping.constants}:
                 kind = "time" if field in TIMES else self._mapping.types.get(key)
-                return Step(path_of(field) or (field,), values.reader_of(kind, self._times) if kind else None)
+                return Step(path_of(field) or (field,), values.reader_of(kind, self._times) if kind else None, key)
         return self._step(key)
 
     def _message(self, found: Iterable[tuple[Step, Any]]) -> bytes:
         message: dict[str, Any] = dict(self._top)
         rest: dict[str, Any] = {}
         deep: list[tuple[Path, Any]] = list(self._deep)
-        for (path, read), given in found:
-            value = given if read is None else read(given)
+        for (path, read, column), given in found:
+            try:
+                value = given if read is None else read(given)
+            except UnusableValue as error:
+                raise UnusableValue(f"{column}: {error.message}", code=error.code) from error
             if path[0] == "":
                 rest[path[1]] = value
             elif len(path) == 1 and path[0] != EMAIL:

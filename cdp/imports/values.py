@@ -125,7 +125,7 @@ def _parsed(text: str, times: Times) -> datetime:
         return datetime.strptime(text, times.form) if times.form else datetime.fromisoformat(text)  # noqa: DTZ007
     except ValueError as error:
         expected = f"of the form {times.form}" if times.form else "ISO 8601, or seconds or milliseconds since 1970"
-        raise UnusableValue(f"{_shown(text)} is no time {expected}.") from error
+        raise UnusableValue(f"{_shown(text)} is no time: it should be {expected}.") from error
 
 
 def _iso(found: datetime, zone: tzinfo) -> str:

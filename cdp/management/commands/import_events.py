@@ -8,7 +8,7 @@ import sys
 import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,14 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         try:
-            self._handle(options)
+            with closing(LocalFile(options["file"], options["format"] or "")) as file:
+                self._handle(file, options)
         except MartechError as error:
             raise CommandError(error.message) from error
 
-    def _handle(self, options: dict[str, Any]) -> None:
+    def _handle(self, file: LocalFile, options: dict[str, Any]) -> None:
         source = _source(options["source"])
         ledger.check_source(source)
-        file = LocalFile(options["file"], options["format"] or "")
         if options["preview"] is not None:
             self._preview(file, source, options)
             return
