@@ -19,6 +19,7 @@ _SCHEDULE = ["clockedschedule", "crontabschedule", "intervalschedule", "periodic
 _viewer = {f"cdp.view_{model}" for model in _VIEW}
 _operator = {
     "cdp.view_personal_data", "cdp.change_profile", "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
+    "cdp.view_eventimport", "cdp.add_eventimport", "cdp.change_eventimport",
 }  # fmt: skip
 _admin = (
     {f"cdp.{verb}_apikey" for verb in ("view", "add", "change")}

@@ -253,7 +253,7 @@ def test_going_on_needs_the_mapping_it_began_with(orders, monkeypatch):
 def test_one_process_at_a_time(orders):
     path = orders(5)
     take(path, *TRACK)
-    EventImport.objects.update(status="stopped", offset=0, lines=0, events=0)
+    EventImport.objects.update(status="stopped", finished_at=None, offset=0, lines=0, events=0)
     with ledger.held(EventImport.objects.get()), pytest.raises(CommandError, match="by another process"):
         take(path, *TRACK)
     assert take(path, *TRACK).startswith("5 rows in the log")

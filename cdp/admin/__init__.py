@@ -1,5 +1,16 @@
 """The admin: what people see and do, in unfold's style."""
 
-from cdp.admin import api_keys, dead_letters, people, profiles, records, schedule, site, sources, trace
+from cdp.admin import api_keys, dead_letters, imports, people, profiles, records, schedule, site, sources, trace
 
-__all__ = ["api_keys", "dead_letters", "people", "profiles", "records", "schedule", "site", "sources", "trace"]
+__all__ = [
+    "api_keys",
+    "dead_letters",
+    "imports",
+    "people",
+    "profiles",
+    "records",
+    "schedule",
+    "site",
+    "sources",
+    "trace",
+]

@@ -68,7 +68,7 @@ def known(*, sha256: str, source: Source) -> EventImport | None:
 
 
 def begin(*, sha256: str, source: Source, mapping: Mapping, author: str, **fields: Any) -> EventImport:
-    """Return the row of a file's import, ready to run by this mapping; write down who began it.
+    """Return the row of a file's import, running by this mapping; write down who began it.
 
     `fields` are name, file_format, size, stored_path. OtherMapping where some rows went in by another one.
     """
@@ -79,14 +79,14 @@ def begin(*, sha256: str, source: Source, mapping: Mapping, author: str, **field
             sha256=sha256, source=source,
             defaults={"mapping": data, "author": author, "created_at": now, "updated_at": now, **fields},
         )  # fmt: skip
-        if found.mapping != data:
-            if found.offset:
-                raise OtherMapping(
-                    f"{found.events} rows of this file went in by another mapping. Go on without giving one, or put "
-                    "the rows that are left into a file of their own."
-                )
-            found.mapping = data
-            found.save(update_fields=["mapping"])
+        if found.mapping != data and found.offset:
+            raise OtherMapping(
+                f"{found.events} rows of this file went in by another mapping. Go on without giving one, or put the "
+                "rows that are left into a file of their own."
+            )
+        if found.status != Status.DONE:
+            found.mapping, found.status, found.trouble, found.updated_at = data, Status.RUNNING, "", now
+            found.save(update_fields=["mapping", "status", "trouble", "updated_at"])
         audit.record(
             actor=author, action="import.start", object_type="import", object_id=found.pk,
             detail={"source": source.name, "sha256": sha256, "from_byte": found.offset},
@@ -124,12 +124,12 @@ def advance(found: EventImport, portion: Portion, *, errors_path: str) -> bool:
     return row[0] != Status.STOPPED
 
 
-def set_status(found: EventImport, status: str) -> None:
-    """Move an import that is not done yet to another status."""
+def set_status(found: EventImport, status: str, *, trouble: str = "") -> None:
+    """Move an import that is not done yet to another status; `trouble` says why it stopped by itself."""
     now = clock.now()
     finished = {"finished_at": now} if status == Status.DONE else {}
     EventImport.objects.filter(pk=found.pk).exclude(status=Status.DONE).update(
-        status=status, updated_at=now, **finished
+        status=status, trouble=trouble, updated_at=now, **finished
     )
     found.refresh_from_db()
 

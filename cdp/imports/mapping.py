@@ -68,15 +68,15 @@ class Step(NamedTuple):
     column: str
 
 
-def complete(mapping: Mapping, layout: Layout) -> Mapping:
+def complete(mapping: Mapping, layout: Layout, *, guessing: bool = True) -> Mapping:
     """Return the mapping with what is known of the file, and with the columns whose names say what they are.
 
-    UnusableMapping names what is wrong with it.
+    Without `guessing` a column that is not mapped is a property. UnusableMapping names what is wrong with it.
     """
     check(mapping, layout)
     known = msgspec.structs.replace(mapping, encoding=layout.encoding)
     if layout.file_format == "csv":
-        guessed = guess(layout.columns, mapping)
+        guessed = guess(layout.columns, mapping) if guessing else {}
         return msgspec.structs.replace(known, columns=guessed | mapping.columns, delimiter=layout.delimiter)
     # Whatever is said of its columns says that the lines are flat objects.
     nothing = msgspec.structs.replace(mapping, encoding="utf-8", delimiter="", whole=False) == Mapping()

@@ -59,9 +59,8 @@ def run(
     breaks off. Whatever ends it: run again, it goes on where it was.
     """
     with ledger.held(found):
-        if found.status == ledger.Status.DONE:
-            return True
-        ledger.set_status(found, ledger.Status.RUNNING)
+        if found.status != ledger.Status.RUNNING:
+            return found.status == ledger.Status.DONE
         work = _Run(found, errors, tell)
         with appending(config, stop=stop, tell=work.tell_waiting) as appender:
             errors.resume(found.lines)
