@@ -4,7 +4,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
 
-from cdp.models import ApiKey, Checkpoint, Processor, TaskRun
+from cdp.models import ApiKey, Checkpoint, EventImport, Processor, TaskRun
 from tests.factories import (
     NOON,
     make_api_key,
@@ -22,6 +22,7 @@ LISTS = {
     "cdp_profile": {"viewer", "operator", "admin"},
     "cdp_source": {"viewer", "operator", "admin"},
     "cdp_deadletter": {"viewer", "operator", "admin"},
+    "cdp_eventimport": {"operator", "admin"},
     "cdp_identitydecision": {"viewer", "operator", "admin"},
     "cdp_traitdefinition": {"viewer", "operator", "admin"},
     "cdp_event": {"viewer", "operator", "admin"},
@@ -51,6 +52,9 @@ def rows():
         "cdp_profile": ann,
         "cdp_source": shop,
         "cdp_deadletter": make_dead_letter(shop),
+        "cdp_eventimport": EventImport.objects.create(
+            name="a.csv", sha256="0" * 64, source=shop, file_format="csv", size=1, created_at=NOON, updated_at=NOON
+        ),
         "cdp_identitydecision": make_decision(ann, visitor, source=shop),
         "cdp_traitdefinition": 1,
         "cdp_processor": processor,

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from django.conf import settings
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
@@ -91,7 +92,9 @@ class EventImportAdmin(Page):
     ) -> HttpResponse:
         """Show how far an import is."""
         found = self.get_object(request, object_id)
-        if found is None or not self.has_view_permission(request, found):
+        if not self.has_view_permission(request, found):
+            raise PermissionDenied
+        if found is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
         context = context_of(
             self, request, title=found.name, original=found, found=found, share=share_of(found),
