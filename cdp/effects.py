@@ -14,6 +14,7 @@ from django.db.models import Q
 
 from cdp.models import Edge, Identifier, IdentityDecision, Profile
 from cdp.processing import registers, store
+from cdp.processing.clusters import DEFAULT
 from cdp.processing.decode import FUTURE_TOLERANCE_US, Message
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, trust
 from cdp.processing.traits import Folder
@@ -82,7 +83,8 @@ def load_rules() -> Rules:
         return Rules.load(driver, 0)
     except (ConfigurationError, ArithmeticError, LookupError, TypeError, ValueError):
         # They halt the processor, which says why; what became of an event can be told all the same.
-        return Rules(0, Folder([]), {one: trust(row.kind, row.rules) for one, row in store.sources(driver).items()})
+        sources = store.sources(driver)
+        return Rules(0, Folder([]), {one: trust(row.kind, row.rules) for one, row in sources.items()}, DEFAULT)
 
 
 def effects(message: Message, rules: Rules, *, anchor_id: int, profiles: Sequence[UUID], now: UUID | None) -> Effects:

@@ -37,7 +37,6 @@ DATABASE_SECONDS = 4.0
 SETTLED = timedelta(seconds=30)
 # A merged profile must not come back by a processor that comes late with what it was before.
 MERGED_SECONDS = 3600
-LATEST = 2**53 - 1
 # Documents written by one call of the script, during which the cache answers nobody: about a millisecond.
 TOGETHER = 500
 # Two processors may change one profile, and the later change may come here first: the newer document stays, and so
@@ -173,10 +172,12 @@ class ProfileCache:
         self,
         documents: Iterable[tuple[UUID, int, bytes]],
         identifiers: Iterable[tuple[Identifier, UUID]],
-        gone: Iterable[UUID],
+        gone: Sequence[tuple[UUID, int]],
         positions: dict[int, str],
     ) -> bool:
         """Write (profile, version, document), pointers and positions in one round trip; False when the cache was away.
+
+        `gone` are profiles that became part of others, with their versions: an unmerge may give them back later.
 
         After a failure the next success starts a new epoch first, since older entries may be behind.
         """
@@ -191,8 +192,8 @@ class ProfileCache:
                 part = entries[start : start + TOGETHER]
                 values = [value for _, version, entry in part for value in (version, entry)]
                 pipeline.eval(WRITE, len(part), *(key for key, _, _ in part), epoch, 0, *values)
-            for profile_id in gone:
-                pipeline.set(f"p:{profile_id}", b"%b %d " % (epoch, LATEST), ex=MERGED_SECONDS)
+            if tombs := [value for one, at in gone for value in (at, b"%b %d " % (epoch, at))]:
+                pipeline.eval(WRITE, len(tombs) // 2, *(f"p:{one}" for one, _ in gone), epoch, MERGED_SECONDS, *tombs)
             pointers = {f"i:{identifier}": str(profile_id) for identifier, profile_id in identifiers}
             if pointers:
                 pipeline.mset(pointers)

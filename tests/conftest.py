@@ -3,16 +3,20 @@
 import os
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 ROOT = Path(__file__).parent.parent
+# Of each property: EXAMPLES=5000 for a long look.
+settings.register_profile("martech", max_examples=int(os.environ.get("EXAMPLES", "200")), deadline=None)
+settings.load_profile("martech")
 
 
 @pytest.fixture(scope="session")
@@ -33,14 +37,21 @@ def as_url(conninfo):
     return f"postgresql://{parts['user']}@/{parts['dbname']}?host={parts['host']}"
 
 
+@contextmanager
+def copied(template):
+    """Return the address of a copy of a database, for as long as it is needed."""
+    name = f"t_{uuid4().hex[:12]}"
+    with psycopg.connect(os.environ["DATABASE_URL"], dbname="postgres", autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, template))))
+        yield as_url(make_conninfo(os.environ["DATABASE_URL"], dbname=name))
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
 @pytest.fixture
 def database_url(_migrated):
     """Return the address of a fresh, migrated database of this test's own, which any process may use."""
-    name = f"t_{uuid4().hex[:12]}"
-    with psycopg.connect(os.environ["DATABASE_URL"], dbname="postgres", autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, _migrated))))
-        yield as_url(make_conninfo(os.environ["DATABASE_URL"], dbname=name))
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with copied(_migrated) as url:
+        yield url
 
 
 @pytest.fixture
@@ -70,6 +81,15 @@ def core(database_url):
     from tests.platform import Core
 
     with closing(Core(database_url)) as core:
+        yield core
+
+
+@pytest.fixture(scope="module")
+def own_core(_migrated):
+    """Return the core over a database of this module's own: examples of one test share it."""
+    from tests.platform import Core
+
+    with copied(_migrated) as url, closing(Core(url)) as core:
         yield core
 
 

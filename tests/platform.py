@@ -66,7 +66,10 @@ class Core:
 
     def apply(self, *messages, source=1, received_us=None, **delivery):
         """Send messages through the core as one batch and return what it did."""
-        arrivals = self.arrivals(*messages, source=source, received_us=received_us, **delivery)
+        return self.take(self.arrivals(*messages, source=source, received_us=received_us, **delivery))
+
+    def take(self, arrivals):
+        """Send arrivals through the core as one batch and return what it did."""
         with self.writer.transaction():
             applied = self.pipeline.apply(self.writer, arrivals)
         self.pipeline.remember(applied)

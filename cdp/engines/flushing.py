@@ -75,7 +75,7 @@ class Flushing:
             _, batch, applied = self._waiting.popleft()
             self._cache.write(
                 applied.documents,
-                [*((one, profile) for one, (_, profile) in applied.identifiers.items()), *applied.moved],
+                [*((one, known.profile) for one, known in applied.identifiers.items()), *applied.moved],
                 applied.merged,
                 batch.positions,
             )

@@ -9,7 +9,6 @@ answer or a joint commit (without). It knows no Django.
 from __future__ import annotations
 
 import sys
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,11 +19,13 @@ import psycopg
 
 from cdp import profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import duplicates, registers, store
+from cdp.processing import duplicates, graph, registers, store
+from cdp.processing.clusters import Evidence, Ruleset
 from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import Identifier, anchor_of
-from cdp.processing.people import Delta, People, Person
+from cdp.processing.people import Delta, Person
+from cdp.processing.resolving import Known, Pair, Resolver
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
@@ -59,9 +60,11 @@ class Applied:
     lock_seconds: float = 0.0
     rejections: dict[str, int] = field(default_factory=dict)
     documents: list[tuple[uuid.UUID, int, bytes]] = field(default_factory=list)
-    identifiers: dict[Identifier, tuple[int, uuid.UUID]] = field(default_factory=dict)
+    identifiers: dict[Identifier, Known] = field(default_factory=dict)
+    evidence: dict[Pair, Evidence] = field(default_factory=dict)
     moved: list[tuple[Identifier, uuid.UUID]] = field(default_factory=list)
-    merged: list[uuid.UUID] = field(default_factory=list)
+    # Profiles that became part of others, with the versions of what is left of them.
+    merged: list[tuple[uuid.UUID, int]] = field(default_factory=list)
 
     def add(self, other: Applied) -> None:
         """Take in what a part of the batch did."""
@@ -73,6 +76,7 @@ class Applied:
             self.rejections[reason] = self.rejections.get(reason, 0) + count
         self.documents += other.documents
         self.identifiers |= other.identifiers
+        self.evidence |= other.evidence
         self.moved += other.moved
         self.merged += other.merged
 
@@ -110,14 +114,17 @@ class Pipeline:
         self.window = duplicates.Window()
         self.failures = Failures()
         self._rules: Rules | None = None
-        self._known: dict[Identifier, tuple[int, uuid.UUID]] = {}
+        self._known: dict[Identifier, Known] = {}
+        self._evidence: dict[Pair, Evidence] = {}
 
     def remember(self, applied: Applied) -> None:
         """Keep what a committed batch found out; called after the commit."""
         self.failures.commit()
-        if len(self._known) > REMEMBERED:
-            self._known.clear()
+        for remembered in (self._known, self._evidence):
+            if len(remembered) > REMEMBERED:
+                remembered.clear()
         self._known.update(applied.identifiers)
+        self._evidence.update(applied.evidence)
         # What a merge moved without naming it is looked up again.
         for identifier, _ in applied.moved:
             self._known.pop(identifier, None)
@@ -125,6 +132,7 @@ class Pipeline:
     def forget(self) -> None:
         """Drop what is remembered; called when it turned out to be out of date."""
         self._known.clear()
+        self._evidence.clear()
 
     def apply(self, connection: store.Connection, arrivals: Sequence[Arrival]) -> Applied:
         """Write a batch's events and their effect; the caller commits.
@@ -135,8 +143,32 @@ class Pipeline:
         """
         self.failures.begin(len(arrivals))
         duplicates.hold(connection)
+        store.hold_rules(connection)
         now_us = store.database_now_us(connection)
         return self._halving(connection, self._current_rules(connection), arrivals, now_us)
+
+    def look_at_all(
+        self,
+        connection: store.Connection,
+        profiles: Sequence[uuid.UUID],
+        *,
+        reason: str,
+        author: str = "",
+        facts: Sequence[Message] = (),
+    ) -> Applied:
+        """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
+
+        `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
+        Raced where another process merges one of them meanwhile.
+        """
+        store.hold_rules(connection)
+        batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
+        people = batch.resolver.hold(profiles)
+        batch.resolver.look_at_all(people, reason, author=author)
+        batch.rows = [(fact, None) for fact in facts]
+        for fact in facts:
+            batch.touched[batch.resolver.of[fact.anchor].root()] = 1
+        return batch.write()
 
     def _halving(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
@@ -161,7 +193,7 @@ class Pipeline:
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
-        batch.load(self._known, [message for message, _ in fresh])
+        batch.resolver.resolve([message for message, _ in fresh], self._known, self._evidence)
         batch.fold(fresh)
         applied = batch.write()
         applied.duplicates = len(passed) - len(fresh)
@@ -179,6 +211,8 @@ class Pipeline:
         if self._rules is None or self._rules.version != version:
             try:
                 self._rules = Rules.load(connection, version)
+                # Who stands for nobody may have changed.
+                self.forget()
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 raise Halted(
                     f"The definitions cannot be used ({type(error).__name__}: {error}). "
@@ -243,10 +277,13 @@ def _judge(
 ) -> tuple[list[tuple[Message, Arrival]], list[tuple[Arrival, Rejection]]]:
     """Sort arrivals into messages that pass and rejections, under what their sources may set."""
     passed, rejected = [], []
+    has_blocked = rules.identity.has_blocked
     for arrival in arrivals:
         decoded = arrival.decoded
         if isinstance(decoded, Message):
             decoded = _trusted(decoded, rules.trust.get(decoded.source_id, UNKNOWN_SOURCE))
+        if has_blocked and isinstance(decoded, Message):
+            decoded = _unblocked(decoded, rules.identity)
         if isinstance(decoded, Message):
             passed.append((decoded, arrival))
         else:
@@ -266,6 +303,17 @@ def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
         return Rejection("missing_id", "The source may set none of the event's identifiers. Send another, or change"
                          " the source's rules.", message.message_id)  # fmt: skip
     message.identifiers, message.anchor = kept, anchor
+    return message
+
+
+def _unblocked(message: Message, rules: Ruleset) -> Message | Rejection:
+    """Let an event belong to the first of its identifiers that stands for somebody; it keeps all as evidence."""
+    if rules.blocks(message.anchor):
+        anchor = anchor_of([one for one in message.identifiers if not rules.blocks(one)])
+        if anchor is None:
+            return Rejection("blocked_value", "The identity rules block all of the event's identifiers. Send another, or"
+                             " change the rules, then replay.", message.message_id)  # fmt: skip
+        message.anchor = anchor
     return message
 
 
@@ -297,51 +345,26 @@ class _Batch:
         self.rules = rules
         self.now_us = now_us
         self.now = clock.from_us(now_us).isoformat()
+        self.resolver = Resolver(connection, rules.identity, rules.folder, rules.source_class, now_us)
         self.ids: dict[Identifier, int] = {}
-        self.people = People({}, self._new_person, rules.folder)
-        self.new: list[Person] = []
-        # In the order in which they were met.
-        self.touched: dict[Person, None] = {}
+        # In the order in which they were met, with the events each has got.
+        self.touched: dict[Person, int] = {}
         self.deltas: dict[Identifier, Delta] = {}
-        self.rows: list[tuple[Message, Person, Arrival]] = []
-        self.lock_seconds = 0.0
-
-    def load(self, known: dict[Identifier, tuple[int, uuid.UUID]], messages: Sequence[Message]) -> None:
-        """Find the identifiers of the messages and lock their profiles."""
-        wanted = {identifier for message in messages for identifier in message.identifiers}
-        wanted |= {Identifier("user_id", message.alias_of) for message in messages if message.alias_of}
-        found = {identifier: known[identifier] for identifier in wanted if identifier in known}
-        missing = wanted - found.keys()
-        if missing:
-            found |= store.find_identifiers(self.connection, missing)
-        waiting = time.monotonic()
-        people = store.lock_people(self.connection, {profile for _, profile in found.values()}) if found else {}
-        self.lock_seconds = time.monotonic() - waiting
-        for identifier, (row_id, profile) in found.items():
-            person = people.get(profile)
-            if person is None or identifier.value not in person.graph.get(identifier.namespace, ()):
-                raise store.Raced(f"{identifier} has moved to another profile.")
-            self.ids[identifier] = row_id
-            self.people.of[identifier] = person
-
-    def _new_person(self, message: Message) -> Person:
-        person = Person(new_profile_id(self.now_us), self.now_us, is_new=True)
-        self.new.append(person)
-        return person
+        self.rows: list[tuple[Message, Arrival | None]] = []
 
     def fold(self, messages: Sequence[tuple[Message, Arrival]]) -> None:
-        """Resolve each message's person and add its effect to the anchor's delta."""
+        """Add each message's effect to its anchor's delta."""
+        of = self.resolver.of
         for message, arrival in messages:
-            person = self.people.resolve(message)
             delta = self.deltas.get(message.anchor)
             if delta is None:
                 delta = self.deltas[message.anchor] = Delta()
             self.rules.folder.fold(delta.states, message)
             if message.type == "identify":
                 self._fold_traits(delta, message)
-            self.rows.append((message, person, arrival))
-            person.version += 1
-            self.touched[person] = None
+            self.rows.append((message, arrival))
+            person = of[message.anchor].root()
+            self.touched[person] = self.touched.get(person, 0) + 1
 
     def _fold_traits(self, delta: Delta, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
@@ -356,36 +379,42 @@ class _Batch:
 
     def write(self) -> Applied:
         """Write everything, in the order that keeps locks free of circles."""
-        survivors = [person for person in self.new if person.merged_into is None]
+        resolver = self.resolver
+        survivors = [person for person in resolver.new if person.merged_into is None]
         store.insert_people(self.connection, survivors, self.now)
         self._write_identifiers()
-        store.move_identifiers(self.connection, self.people.merged)
+        graph.merge_profiles(self.connection, resolver.merged)
+        graph.revive(self.connection, resolver.revived)
+        graph.move_identifiers(self.connection, {self.ids[one]: who for one, who in resolver.moved.items()})
         self._write_anchors()
         rows = self._write_people()
-        self._write_identity()
-        events = [
-            store.EventRow(
-                message,
-                person.root().id,
-                self.ids[message.anchor],
-                arrival.log_partition,
-                arrival.log_position,
-                arrival.delivery.trace,
-            )
-            for message, person, arrival in self.rows
-        ]
-        store.insert_events(self.connection, events, self.now)
+        version = self.rules.identity.version
+        graph.write_links(self.connection, resolver.links.values(), self.ids, version)
+        graph.write_verdicts(self.connection, resolver.verdicts, self.ids, version)
+        graph.insert_decisions(self.connection, resolver.decisions, self.now)
+        store.insert_events(self.connection, map(self._event, self.rows), self.now)
         return self._applied(rows)
 
+    def _event(self, row: tuple[Message, Arrival | None]) -> store.EventRow:
+        message, arrival = row
+        profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
+        if arrival is None:
+            return store.EventRow(message, profile, anchor, None, None)
+        return store.EventRow(
+            message, profile, anchor, arrival.log_partition, arrival.log_position, arrival.delivery.trace
+        )
+
     def _write_identifiers(self) -> None:
-        new = [(identifier, self.people.of[identifier].root().id) for identifier in self.people.new_identifiers]
+        resolver = self.resolver
+        self.ids = resolver.row_ids()
+        new = [(identifier, resolver.of[identifier].root().id) for identifier in resolver.new_identifiers]
         if new:
-            self.ids |= store.insert_identifiers(self.connection, new, self.now)
+            self.ids |= graph.insert_identifiers(self.connection, new, self.now)
 
     def _write_anchors(self) -> None:
         """Fold each anchor's delta into the state it had, and into its person's."""
         folder = self.rules.folder
-        fresh = self.people.new_identifiers.keys()
+        fresh = frozenset(self.resolver.new_identifiers)
         before = store.anchor_states(self.connection, [self.ids[one] for one in self.deltas if one not in fresh])
         after = {}
         for anchor, delta in self.deltas.items():
@@ -393,15 +422,17 @@ class _Batch:
             after[self.ids[anchor]] = Delta(
                 registers.combine(held, delta.registers), folder.combine(states, delta.states)
             )
-            person = self.people.of[anchor].root()
+            person = self.resolver.of[anchor].root()
             person.registers = registers.combine(person.registers, delta.registers)
             person.states = folder.combine(person.states, delta.states)
         if after:
             store.update_anchors(self.connection, after)
 
     def _write_people(self) -> list[store.ProfileRow]:
-        changed = dict.fromkeys(person.root() for person in self.touched)
+        changed = dict.fromkeys(person.root() for person in (*self.touched, *self.resolver.changed))
         folder = self.rules.folder
+        for person in changed:
+            person.version += self.touched.get(person, 1)
         rows = [
             store.ProfileRow(
                 person,
@@ -414,19 +445,6 @@ class _Batch:
         if rows:
             store.update_people(self.connection, rows, self.now)
         return rows
-
-    def _write_identity(self) -> None:
-        people = self.people
-        classes = {source_id: allowed.source_class for source_id, allowed in self.rules.trust.items()}
-        new_pairs = store.insert_links(self.connection, people.links, self.ids, classes)
-        decisions = []
-        for decision in people.decisions:
-            pair = tuple(sorted(self.ids[identifier] for identifier in decision.identifiers))
-            # A refusal is news only with its edge, and once: a kiosk's cookie meets many people.
-            if decision.kind == "merge" or pair in new_pairs:
-                new_pairs.discard(pair)
-                decisions.append(decision)
-        store.insert_decisions(self.connection, decisions, self.now)
 
     def _applied(self, rows: Sequence[store.ProfileRow]) -> Applied:
         shown = clock.isoformat_us(self.now_us)
@@ -443,19 +461,15 @@ class _Batch:
             )
             for row in rows
         ]  # fmt: skip
-        now = {identifier: person.root().id for identifier, person in self.people.of.items()}
+        resolver = self.resolver
+        carried = {identifier for message, _ in self.rows for identifier in message.identifiers}
         return Applied(
             events=len(self.rows),
-            lock_seconds=self.lock_seconds,
+            lock_seconds=resolver.lock_seconds,
             documents=documents,
-            identifiers={one: (self.ids[one], profile) for one, profile in now.items() if one in self.ids},
-            # A merge moves identifiers that no message of the batch carries.
-            moved=[(one, profile) for one, profile in now.items() if one not in self.ids],
-            merged=[person.id for person in self.people.merged],
+            identifiers=resolver.remembered(carried, self.ids),
+            evidence=resolver.evidence,
+            # Merges and splits move identifiers that no message of the batch carries.
+            moved=[(one, profile) for one, profile in resolver.elsewhere() if one not in carried],
+            merged=[(person.id, person.version + 1) for person in resolver.merged],
         )
-
-
-def new_profile_id(now_us: int) -> uuid.UUID:
-    """Return a UUID of version 7: random, but ordered by time, so that new rows share index pages."""
-    random = uuid.uuid4().int
-    return uuid.UUID(int=(now_us // 1000 & (1 << 48) - 1) << 80 | 7 << 76 | random & ((1 << 76) - 1))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cdp.processing import store, traits
+from cdp.processing.clusters import Ruleset
 from cdp.processing.identity import EMAIL
 
 # What a source of a kind may not set unless its rules say otherwise: browser and mobile keys are public.
@@ -40,6 +41,11 @@ class Rules:
     version: int
     folder: traits.Folder
     trust: dict[int, Trust]
+    identity: Ruleset
+
+    def source_class(self, source_id: int) -> int:
+        """Return how far a source's evidence counts: 0 before 1 in canonical order."""
+        return self.trust.get(source_id, UNKNOWN_SOURCE).source_class
 
     @classmethod
     def load(cls, connection: store.Connection, version: int) -> Rules:
@@ -49,4 +55,5 @@ class Rules:
             version,
             traits.Folder(store.definitions(connection)),
             {source_id: trust(row.kind, row.rules) for source_id, row in rows.items()},
+            store.identity_rules(connection),
         )

@@ -14,17 +14,20 @@ import psycopg
 from psycopg import sql
 
 from cdp.processing import registers
+from cdp.processing.clusters import DEFAULT, Ruleset
 from cdp.processing.copying import NULL, bytea, copy, escaped, instant, number, text
 from cdp.processing.decode import Message
 from cdp.processing.identity import Identifier
-from cdp.processing.people import Decision, Delta, Link, Person
+from cdp.processing.people import BLOCKED, Delta, Person
 from cdp.processing.traits import Definition
 from martech.lib import clock
 from martech.lib.errors import RetryableError
 
 Connection = psycopg.Connection[Any]
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
+# "rules" in ASCII.
+RULES_LOCK = 0x72756C6573
 
 
 class StalePosition(RetryableError):
@@ -106,37 +109,55 @@ def definitions(connection: Connection) -> list[Definition]:
     ]
 
 
+def identity_rules(connection: Connection) -> Ruleset:
+    """Return the rules of who is who that count now."""
+    row = connection.execute(
+        "SELECT version, namespaces::text FROM cdp_identityrules WHERE status <> 'draft' ORDER BY version DESC LIMIT 1"
+    ).fetchone()
+    return Ruleset.of(row[0], _decode(row[1])) if row else DEFAULT
+
+
+def hold_rules(connection: Connection) -> None:
+    """Let nobody change the rules of who is who until this transaction ends: a change waits for those at work."""
+    connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", [RULES_LOCK])
+
+
 def sources(connection: Connection) -> dict[int, SourceRow]:
     """Return all sources by id."""
     rows = connection.execute("SELECT id, kind, rules::text FROM cdp_source")
     return {source_id: SourceRow(kind, _decode(rules)) for source_id, kind, rules in rows}
 
 
-def find_identifiers(connection: Connection, identifiers: Iterable[Identifier]) -> dict[Identifier, tuple[int, UUID]]:
-    """Return the row id and profile of the identifiers that exist."""
+def find_identifiers(
+    connection: Connection, identifiers: Iterable[Identifier]
+) -> dict[Identifier, tuple[int, UUID, bool]]:
+    """Return the row id and profile of the identifiers that exist, and whether they stand for nobody."""
     wanted = sorted(identifiers)
     rows = connection.execute(
-        "SELECT id, i.namespace, i.value, profile_id FROM cdp_identifier i"
+        "SELECT i.id, i.namespace, i.value, i.profile_id, p.standing = %s FROM cdp_identifier i"
         " JOIN unnest(%s::text[], %s::text[]) AS wanted (namespace, value)"
-        " ON i.namespace = wanted.namespace AND i.value = wanted.value",
-        [[one.namespace for one in wanted], [one.value for one in wanted]],
+        " ON i.namespace = wanted.namespace AND i.value = wanted.value JOIN customer_profiles p ON p.id = i.profile_id",
+        [BLOCKED, [one.namespace for one in wanted], [one.value for one in wanted]],
     ).fetchall()
-    return {Identifier(namespace, value): (row_id, profile) for row_id, namespace, value, profile in rows}
+    return {
+        Identifier(namespace, value): (row_id, profile, blocked) for row_id, namespace, value, profile, blocked in rows
+    }
 
 
 def lock_people(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Person]:
     """Lock the profiles in id order and return them; Raced when one has been merged meanwhile."""
     rows = connection.execute(
-        "SELECT id, created_at, version, identity_graph::text, registers::text, trait_states::text, merged_into_id"
+        "SELECT id, created_at, version, identity_graph::text, registers::text, trait_states::text, standing,"
+        " merged_into_id"
         " FROM customer_profiles WHERE id = ANY(%b) ORDER BY id FOR UPDATE",
         [sorted(ids)],
     )
     people = {}
-    for row_id, created_at, version, graph, held, states, merged_into in rows:
+    for row_id, created_at, version, graph, held, states, standing, merged_into in rows:
         if merged_into is not None:
             raise Raced(f"Profile {row_id} was merged by another process.")
         people[row_id] = Person(
-            row_id, clock.to_us(created_at), version, _decode(graph), registers.load(held), _decode(states)
+            row_id, clock.to_us(created_at), version, _decode(graph), registers.load(held), _decode(states), standing
         )
     return people
 
@@ -162,46 +183,6 @@ def insert_people(connection: Connection, people: Iterable[Person], now: str) ->
     )
 
 
-def insert_identifiers(
-    connection: Connection, identifiers: Sequence[tuple[Identifier, UUID]], now: str
-) -> dict[Identifier, int]:
-    """Insert new identifiers and return their row ids; Raced when another process was quicker with one."""
-    wanted = sorted(identifiers)
-    rows = connection.execute(
-        "INSERT INTO cdp_identifier (namespace, value, profile_id, created_at, registers, trait_states)"
-        " SELECT namespace, value, profile_id, %s, '{}', '{}'"
-        " FROM unnest(%s::text[], %s::text[], %s::uuid[]) AS new (namespace, value, profile_id)"
-        " ORDER BY namespace, value ON CONFLICT DO NOTHING RETURNING id, namespace, value",
-        [
-            now,
-            [one.namespace for one, _ in wanted],
-            [one.value for one, _ in wanted],
-            [profile for _, profile in wanted],
-        ],
-    ).fetchall()
-    if len(rows) < len(wanted):
-        raise Raced("Another process made one of the batch's new identifiers.")
-    return {Identifier(namespace, value): row_id for row_id, namespace, value in rows}
-
-
-def move_identifiers(connection: Connection, merged: Sequence[Person]) -> None:
-    """Give the identifiers of merged profiles to those that took them over, and let the old rows point on."""
-    if not merged:
-        return
-    pairs = [[one.id for one in merged], [one.root().id for one in merged]]
-    connection.execute(
-        "UPDATE cdp_identifier SET profile_id = new.id FROM unnest(%s::uuid[], %s::uuid[]) AS new (old, id)"
-        " WHERE profile_id = new.old",
-        pairs,
-    )
-    connection.execute(
-        "UPDATE customer_profiles SET merged_into_id = new.id, timestamp = now(), version = version + 1,"
-        " identity_graph = '{}', traits = '{}', computed_traits = '{}', registers = '{}', trait_states = '{}'"
-        " FROM unnest(%s::uuid[], %s::uuid[]) AS new (old, id) WHERE customer_profiles.id = new.old",
-        pairs,
-    )
-
-
 def update_anchors(connection: Connection, states: dict[int, Delta]) -> None:
     """Write the whole new state of identifiers."""
     _copy_aside(
@@ -209,7 +190,7 @@ def update_anchors(connection: Connection, states: dict[int, Delta]) -> None:
         "batch_anchors",
         "id bigint, registers jsonb, trait_states jsonb",
         (
-            (number(row_id), escaped(_encode(state.registers)), escaped(_encode(state.states)))
+            (number(row_id), escaped(encode(state.registers)), escaped(encode(state.states)))
             for row_id, state in states.items()
         ),
     )
@@ -234,7 +215,7 @@ def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) 
         connection,
         "batch_people",
         "id uuid, version bigint, identity_graph jsonb, traits jsonb, computed_traits jsonb, registers jsonb,"
-        " trait_states jsonb",
+        " trait_states jsonb, standing smallint",
         (
             (
                 text(str(row.person.id)),
@@ -242,15 +223,17 @@ def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) 
                 escaped(row.graph),
                 escaped(row.traits),
                 escaped(row.computed),
-                escaped(_encode(row.person.registers)),
-                escaped(_encode(row.person.states)),
+                escaped(encode(row.person.registers)),
+                escaped(encode(row.person.states)),
+                number(row.person.standing),
             )
             for row in rows
         ),
     )
     connection.execute(
         "UPDATE customer_profiles p SET version = b.version, identity_graph = b.identity_graph, traits = b.traits,"
-        " computed_traits = b.computed_traits, registers = b.registers, trait_states = b.trait_states, timestamp = %s"
+        " computed_traits = b.computed_traits, registers = b.registers, trait_states = b.trait_states,"
+        " standing = b.standing, timestamp = %s"
         " FROM batch_people b WHERE p.id = b.id",
         [now],
     )
@@ -295,7 +278,7 @@ def _event_fields(row: EventRow, ingested: bytes) -> tuple[bytes, ...]:
         ingested,
         str(row.profile).encode(),
         number(row.anchor_id),
-        escaped(_encode(message.identifiers)),
+        escaped(encode(message.identifiers)),
         message.type.encode(),
         text(message.name),
         escaped(message.properties),
@@ -379,63 +362,5 @@ def insert_dead_letters(connection: Connection, letters: Iterable[LetterRow], no
                 text(now),
             )
             for one in letters
-        ),
-    )
-
-
-def insert_links(
-    connection: Connection, links: Sequence[Link], ids: dict[Identifier, int], classes: dict[int, int]
-) -> set[tuple[int, int]]:
-    """Keep the strongest evidence of each pair; return the pairs that were new."""
-    strongest: dict[tuple[int, int], tuple[Any, ...]] = {}
-    for link in links:
-        left, right = sorted((ids[link.left], ids[link.right]))
-        message = link.message
-        at = min(message.occurred_us, message.received_us)
-        row = (classes.get(message.source_id, 1), at, message.message_id, message.source_id, link.refused)
-        strongest[left, right] = min(row, strongest.get((left, right), row))
-    if not strongest:
-        return set()
-    pairs = sorted(strongest)
-    columns = list(zip(*(strongest[pair] for pair in pairs), strict=True))
-    rows = connection.execute(
-        "INSERT INTO cdp_edge AS e (left_id, right_id, source_class, occurred_at, message_id, source_id, refused,"
-        " rule_version) SELECT *, 1 FROM unnest(%s::bigint[], %s::bigint[], %s::int[], %s::timestamptz[], %s::text[],"
-        " %s::int[], %s::text[]) ON CONFLICT (left_id, right_id) DO UPDATE SET source_class = excluded.source_class,"
-        " occurred_at = excluded.occurred_at, message_id = excluded.message_id, source_id = excluded.source_id,"
-        " refused = excluded.refused"
-        " WHERE (excluded.source_class, excluded.occurred_at, excluded.message_id)"
-        " < (e.source_class, e.occurred_at, e.message_id) OR e.refused <> excluded.refused"
-        " RETURNING left_id, right_id",
-        [
-            [left for left, _ in pairs],
-            [right for _, right in pairs],
-            list(columns[0]),
-            [clock.from_us(at) for at in columns[1]],
-            *(list(column) for column in columns[2:]),
-        ],
-    ).fetchall()
-    return {(left, right) for left, right in rows}
-
-
-def insert_decisions(connection: Connection, decisions: Iterable[Decision], now: str) -> None:
-    """Keep the merges and refusals of a batch."""
-    copy(
-        connection,
-        "COPY cdp_identitydecision (kind, reason, detail, profile_id, other_id, source_id, message_id, occurred_at,"
-        " decided_at) FROM STDIN",
-        (
-            (
-                text(one.kind),
-                text(one.reason),
-                escaped(_encode({"identifiers": one.identifiers})),
-                text(str(one.person.root().id)),
-                NULL if one.other is None else text(str(one.other.id)),
-                number(one.message.source_id),
-                text(one.message.message_id),
-                instant(min(one.message.occurred_us, one.message.received_us)),
-                text(now),
-            )
-            for one in decisions
         ),
     )

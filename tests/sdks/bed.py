@@ -88,7 +88,8 @@ STORY = {
 def person(bed):
     """Return the one profile: its identifiers, traits, and how many events it counts."""
     [row] = bed.rows("SELECT identity_graph, traits, computed_traits FROM customer_profiles")
-    return row["identity_graph"], row["traits"], row["computed_traits"]["event_count"]
+    graph = {namespace: sorted(values) for namespace, values in row["identity_graph"].items()}
+    return graph, row["traits"], row["computed_traits"]["event_count"]
 
 
 def libraries(bed):

@@ -1,0 +1,81 @@
+"""Random histories of people, and what the rules make of them from scratch."""
+
+from itertools import count
+
+from hypothesis import strategies as st
+
+from cdp.processing import clusters
+from cdp.processing.clusters import Evidence, Link, paired
+from cdp.processing.identity import Identifier, anchor_of
+
+_numbers = count(1)
+START_US = 1_780_000_000_000_000
+NAMESPACES = ("user_id", "email", "anonymous_id")
+
+
+class Call(dict):
+    """A message of a history, with its source class."""
+
+
+def calls(people=4, most=14, sources=(0, 1)):
+    """Return a strategy of lists of (source class, time, user, email, anonymous id); an absent one is ""."""
+    some = {name: st.sampled_from(["", *(f"{name[0]}{number}" for number in range(people))]) for name in NAMESPACES}
+    one = st.tuples(st.sampled_from(sources), st.integers(0, 20), *(some[name] for name in NAMESPACES))
+    return st.lists(one.filter(lambda call: any(call[2:])), min_size=1, max_size=most)
+
+
+def prefix():
+    """Return a text that sets one example's identifiers apart from those of all others."""
+    return f"x{next(_numbers)}-"
+
+
+def messages(history, mark):
+    """Return (source class, received, message) for each call of a history."""
+    found = []
+    for number, (source_class, at, user, email, anonymous) in enumerate(history):
+        body = {
+            "type": "identify", "messageId": f"{mark}{number}", "traits": {"email": mark + email} if email else {},
+            "timestamp": (START_US + at * 1_000_000) // 1000,
+            **({"userId": mark + user} if user else {}),
+            **({"anonymousId": mark + anonymous} if anonymous else {}),
+        }  # fmt: skip
+        found.append((source_class, START_US + (100 + number) * 1_000_000, body))
+    return found
+
+
+def identifiers_of(body):
+    """Return a message's identifiers, the anchor first."""
+    given = [("user_id", body.get("userId")), ("email", body["traits"].get("email")),
+             ("anonymous_id", body.get("anonymousId"))]  # fmt: skip
+    found = [Identifier(namespace, value) for namespace, value in given if value]
+    anchor = anchor_of(found)
+    return [anchor, *(one for one in found if one != anchor)]
+
+
+def links(sent):
+    """Return the links of messages, each pair with its strongest evidence."""
+    found = {}
+    for source_class, received, body in sent:
+        anchor, *others = identifiers_of(body)
+        at = received if source_class else min(body["timestamp"] * 1000, received)
+        for other in others:
+            link = Link(*paired(anchor, other), Evidence(source_class, at, body["messageId"]), 1 + source_class)
+            held = found.get(link.pair)
+            if held is None or link.evidence < held.evidence:
+                found[link.pair] = link
+    return found
+
+
+def from_scratch(sent, rules=clusters.DEFAULT, unmerges=()):
+    """Return what the rules make of messages: a set of frozen sets of identifiers."""
+    everyone = [one for _, _, body in sent for one in identifiers_of(body)]
+    return clusters.derive(everyone, links(sent).values(), rules, unmerges)
+
+
+def stored(core, mark):
+    """Return what PostgreSQL says: a set of frozen sets of identifiers."""
+    rows = core.rows("SELECT namespace, value, profile_id FROM cdp_identifier WHERE value LIKE %s", mark + "%")
+    found = {}
+    for row in rows:
+        found.setdefault(row["profile_id"], set()).add(Identifier(row["namespace"], row["value"]))
+    return {frozenset(one) for one in found.values()}

@@ -1,0 +1,100 @@
+"""Who is who is a function of the evidence: not of the order, the batches or the number in which it came."""
+
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdp.processing import clusters
+from tests import histories
+from tests.histories import calls, from_scratch, identifiers_of, messages, prefix, stored
+
+
+@pytest.fixture(scope="module")
+def sources(own_core):
+    """Return the ids of a server's and a browser's source."""
+    return (own_core.source("server"), own_core.source("browser", {"refused_namespaces": [], "refused_traits": []}))
+
+
+STRICT = {
+    "user_id": {"limit": 1, "priority": 0, "blocked": [], "shared_after": 0},
+    "email": {"limit": 2, "priority": 10, "blocked": [], "shared_after": 0},
+    "anonymous_id": {"limit": 2, "priority": 90, "blocked": [], "shared_after": 2},
+    "*": {"limit": 5, "priority": 50, "blocked": [], "shared_after": 0},
+}
+
+
+@pytest.fixture(scope="module", params=["default", "strict"])
+def rules(request, own_core):
+    """Let rules count, and return them."""
+    if request.param == "default":
+        return clusters.DEFAULT
+    row = own_core.rows(
+        "INSERT INTO cdp_identityrules (status, namespaces, note, author, created_at, progress)"
+        " VALUES ('applied', %s, '', '', now(), '{}') RETURNING version",
+        json.dumps(STRICT),
+    )
+    own_core.rows("UPDATE cdp_definitionversion SET version = version + 1 RETURNING 1")
+    return clusters.Ruleset.of(row[0]["version"], STRICT)
+
+
+def bring(core, sources, sent, sizes):
+    """Send messages through the core in batches of these sizes, over and over."""
+    left = list(sent)
+    while left:
+        for size in sizes:
+            batch, left = left[:size], left[size:]
+            arrivals = []
+            for source_class, received, body in batch:
+                arrivals += core.arrivals(body, source=sources[source_class], received_us=received)
+            if arrivals:
+                core.take(arrivals)
+
+
+def consistent(core, mark):
+    """Fail where profiles are not what their identifiers say."""
+    profiles = core.rows(
+        "SELECT p.* FROM customer_profiles p WHERE p.id IN (SELECT profile_id FROM cdp_identifier WHERE value LIKE %s)",
+        mark + "%",
+    )
+    for profile in profiles:
+        held = core.rows(
+            "SELECT namespace, value, trait_states FROM cdp_identifier WHERE profile_id = %s", profile["id"]
+        )
+        graph = {(namespace, value) for namespace, values in profile["identity_graph"].items() for value in values}
+        assert graph == {(row["namespace"], row["value"]) for row in held}
+        counts = Counter()
+        for row in held:
+            counts.update(row["trait_states"])
+        assert profile["trait_states"].get("1.1", 0) == counts["1.1"]
+        assert profile["merged_into_id"] is None
+
+
+@given(
+    history=calls(), random=st.randoms(use_true_random=False), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3)
+)
+def test_any_order_any_batches_and_any_repetition_make_the_same_people(
+    own_core, sources, rules, history, random, sizes
+):
+    mark = prefix()
+    sent = messages(history, mark)
+    wanted = from_scratch(sent, rules)
+    arrived = random.sample(sent, len(sent))
+    again = [
+        (one[0], one[1], one[2] | {"messageId": one[2]["messageId"]}) for one in random.sample(sent, len(sent) // 2)
+    ]
+    bring(own_core, sources, arrived + again, sizes)
+    assert stored(own_core, mark) == {frozenset(one) for one in wanted.clusters}
+    rows = own_core.rows(
+        "SELECT l.namespace AS ln, l.value AS lv, r.namespace AS rn, r.value AS rv, refused FROM cdp_edge"
+        " JOIN cdp_identifier l ON l.id = left_id JOIN cdp_identifier r ON r.id = right_id WHERE l.value LIKE %s",
+        mark + "%",
+    )
+    found = {histories.paired((row["ln"], row["lv"]), (row["rn"], row["rv"])): row["refused"] for row in rows}
+    assert found == wanted.refused
+    consistent(own_core, mark)
+    anchors = Counter(identifiers_of(body)[0] for _, _, body in sent)
+    events = own_core.rows("SELECT count(*) AS n FROM event_stream WHERE message_id LIKE %s", mark + "%")
+    assert events[0]["n"] == sum(anchors.values())
