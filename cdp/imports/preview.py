@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from cdp.imports.mapping import LEFT_OUT, TIMES, Mapping
-from cdp.imports.portions import Bad, Judge, Target, mapped
+from cdp.imports.portions import Bad, Judge, Target, mapped, time_of
 from cdp.imports.records import Layout, Record, records
 from cdp.imports.values import NUMBER, UnusableValue
 from martech.lib import clock
@@ -56,7 +56,7 @@ def _look(judge: Judge, record: Record, found: Preview, shown: int) -> bool:
     """Count a record; return whether it says when it happened."""
     found.checked += 1
     try:
-        event, message = judge.judged(record)
+        event, item = judge.judged(record)
     except UnusableValue as error:
         found.reasons[error.code] += 1
         found.examples.setdefault(error.code, Bad(record.line, error.code, error.message, record.raw))
@@ -64,7 +64,7 @@ def _look(judge: Judge, record: Record, found: Preview, shown: int) -> bool:
     found.good += 1
     if len(found.messages) < shown:
         found.messages.append({"messageId": event.message_id} | msgspec.json.decode(event.body))
-    return message.original_timestamp is not None
+    return item.head is not None and time_of(item.head) is not None
 
 
 def _untyped(seen: list[Record], layout: Layout, mapping: Mapping) -> list[str]:
