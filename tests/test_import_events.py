@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cdp.engines.local import LocalEngine
 from cdp.imports import ledger, portions
 from cdp.log import open_log
 from cdp.models import AuditEntry, EventImport
+from martech.lib import clock
 from tests.factories import make_source
 from tests.running import ROOT, wait_until
 
@@ -235,6 +237,22 @@ def test_a_crash_before_the_ledger_moves_lets_no_row_in_twice(orders, drained, m
     assert Counter(row["properties"]["order_id"] for row in drained()) == {
         **{f"o{number}": 1 for number in range(100)}, **{f"l{number}": 1 for number in range(40)},
     }  # fmt: skip
+
+
+def test_going_on_beyond_the_window_of_duplicates_lets_no_row_in_twice(orders, own_database, drained, monkeypatch):
+    path = orders(100)
+    monkeypatch.setattr(portions.portions, "__kwdefaults__", {"rows": 20})
+    with monkeypatch.context() as patched:
+        crash_after(patched, 2)
+        with pytest.raises(KeyboardInterrupt):
+            take(path, *TRACK)
+    assert len(drained()) == 60
+    with psycopg.connect(own_database) as connection:
+        connection.execute("DELETE FROM event_duplicate")
+    EventImport.objects.update(updated_at=clock.now() - timedelta(days=4))
+    take(path)
+    assert EventImport.objects.get().events == 100
+    assert Counter(row["properties"]["order_id"] for row in drained()) == {f"o{number}": 1 for number in range(100)}
 
 
 def test_going_on_needs_the_mapping_it_began_with(orders, monkeypatch):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from django.db import connection, transaction
 from cdp import audit, task_locks
 from cdp.imports.mapping import Mapping
 from cdp.imports.portions import Portion
-from cdp.models import EventImport, Source
+from cdp.models import Event, EventImport, Source
 from cdp.processing.rules import Trust, trust
 from martech.lib import clock
 from martech.lib.errors import PermanentError, RetryableError
@@ -21,6 +22,10 @@ from martech.lib.errors import PermanentError, RetryableError
 # The first key of the advisory locks on imports; the second is the import's id.
 LOCK_CLASS = 0x696D7073
 Status = EventImport.Status
+# No window of duplicates is as short as that.
+LATE = timedelta(hours=1)
+# The clocks of two machines may differ by so much.
+SKEW = timedelta(minutes=10)
 
 _ADVANCE = """
 UPDATE cdp_eventimport SET "offset" = %(end)s, lines = %(line)s, events = events + %(rows)s,
@@ -84,8 +89,10 @@ def begin(*, sha256: str, source: Source, mapping: Mapping, author: str, **field
                 f"{found.events} rows of this file went in by another mapping. Go on without giving one, or put the "
                 "rows that are left into a file of their own."
             )
+        if found.status == Status.READY:
+            found.updated_at = now
         if found.status != Status.DONE:
-            found.mapping, found.status, found.trouble, found.updated_at = data, Status.RUNNING, "", now
+            found.mapping, found.status, found.trouble = data, Status.RUNNING, ""
             found.save(update_fields=["mapping", "status", "trouble", "updated_at"])
         audit.record(
             actor=author, action="import.start", object_type="import", object_id=found.pk,
@@ -124,13 +131,22 @@ def advance(found: EventImport, portion: Portion, *, errors_path: str) -> bool:
     return row[0] != Status.STOPPED
 
 
+def is_late(found: EventImport) -> bool:
+    """Tell whether the ledger last moved so long ago that the core may have forgotten what came in after it."""
+    return clock.now() - found.updated_at > LATE
+
+
+def stored_of(found: EventImport, message_ids: Sequence[str]) -> set[str]:
+    """Return which messages the event stream has since the ledger last moved; reads all events since then."""
+    since = Event.objects.filter(source_id=found.source_id, ingested_at__gte=found.updated_at - SKEW)
+    return set(since.filter(message_id__in=message_ids).values_list("message_id", flat=True))
+
+
 def set_status(found: EventImport, status: str, *, trouble: str = "") -> None:
     """Move an import that is not done yet to another status; `trouble` says why it stopped by itself."""
-    now = clock.now()
-    finished = {"finished_at": now} if status == Status.DONE else {}
-    EventImport.objects.filter(pk=found.pk).exclude(status=Status.DONE).update(
-        status=status, trouble=trouble, updated_at=now, **finished
-    )
+    # Only what moves the ledger moves its time: `stored_of` looks for what came after it.
+    times = dict.fromkeys(("finished_at", "updated_at"), clock.now()) if status == Status.DONE else {}
+    EventImport.objects.filter(pk=found.pk).exclude(status=Status.DONE).update(status=status, trouble=trouble, **times)
     found.refresh_from_db()
 
 

@@ -5,7 +5,7 @@ No Django: an import's rows become the same entries as the collector's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -57,13 +57,30 @@ class Portion:
     rows: int = 0
     size: int = 0
 
+    def message_ids(self) -> list[str]:
+        """Return the ids of the messages, as the core sees them."""
+        return [message_id_of(event) for events in self.events.values() for event in events]
+
+    def leave_out(self, message_ids: Set[str]) -> None:
+        """Leave out what is in already; it counts as a row that went in all the same."""
+        for partition, events in self.events.items():
+            self.events[partition] = [event for event in events if message_id_of(event) not in message_ids]
+
     def entries(self, source_id: int) -> list[tuple[int, bytes]]:
         """Return the entries for the log, by partition."""
         return [
             (partition, payload)
             for partition, events in self.events.items()
+            if events
             for payload in payloads([Delivery(source_id, self.received_us, "", b"", b"", events)])
         ]
+
+
+def message_id_of(event: Event) -> str:
+    """Return a message's id: its own, or that of its line."""
+    head = read_item(event.body).head
+    own = None if head is None else head.message_id
+    return own if isinstance(own, str) and own else event.message_id
 
 
 def mapped(mapping: Mapping, layout: Layout) -> Callable[[Any], bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -81,7 +82,16 @@ def _portions(found: EventImport, stream: BinaryIO, config: Config) -> Iterator[
     rows = records(stream, layout, offset=found.offset, line=found.lines)
     if not found.offset and layout.file_format == "csv":
         next(rows)
-    return portions(rows, mapped(ledger.mapping_of(found), layout), target_of(found, config), start=found.offset)
+    made = portions(rows, mapped(ledger.mapping_of(found), layout), target_of(found, config), start=found.offset)
+    return _checked(found, made) if ledger.is_late(found) else made
+
+
+def _checked(found: EventImport, made: Iterator[Portion]) -> Iterator[Portion]:
+    """Leave out of the first portion what a crash let in before the ledger moved: the core may have forgotten it."""
+    for first in itertools.islice(made, 1):
+        first.leave_out(ledger.stored_of(found, first.message_ids()))
+        yield first
+    yield from made
 
 
 class _Run:
