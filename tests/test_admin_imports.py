@@ -85,7 +85,7 @@ def test_a_file_is_uploaded_mapped_looked_at_and_imported(operator, shop, logged
     page = operator.post(address(found, "mapping"), mapped(operator, found) | {"preview": ""})
     assert "3 rows checked: 2 would go in" in re.sub(r"\s+", " ", page.text)
     assert "missing_id" in page.text
-    assert "&#x27;total&#x27;: 12.5" in page.text
+    assert "&quot;total&quot;: 12.5" in page.text
     assert (EventImport.objects.get().status, logged()) == ("ready", [])
     assert started(operator, found).headers["Location"] == address(found)
     found.refresh_from_db()

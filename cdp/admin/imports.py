@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any, BinaryIO
 
@@ -244,7 +245,7 @@ def _shown(message: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": message.get("type", ""), "event": message.get("event") or message.get("name") or "", "who": who,
         "when": message.get("timestamp") or message.get("originalTimestamp") or "now",
-        "id": message.get("messageId", ""), "rest": rest,
+        "id": message.get("messageId", ""), "rest": json.dumps(rest, ensure_ascii=False),
     }  # fmt: skip
 
 
