@@ -3,10 +3,11 @@
 `martech.settings` builds on the same object, so that each setting is declared once.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
-from martech.lib import env
+from martech.lib import crypto, env
 
 POSTGRESQL = ("postgresql", "postgres")
 REDIS = ("redis", "rediss", "unix")
@@ -36,11 +37,12 @@ class Config:
     processor_queue_bytes: int
     duplicate_window_days: int
     duplicate_window_ids: int
+    privacy_key: bytes
 
 
 def load() -> Config:
     """Read the configuration; ConfigurationError names the variable that cannot be used."""
-    return Config(**_addresses(), **_collector(), **_pressure(), **_processor())
+    return Config(**_addresses(), **_collector(), **_pressure(), **_processor(), privacy_key=_privacy_key())
 
 
 def _addresses() -> dict[str, Any]:
@@ -122,3 +124,13 @@ def _processor() -> dict[str, Any]:
             minimum=1,
         ),
     }
+
+
+def _privacy_key() -> bytes:
+    """Return the key of erased people's hashes: of PRIVACY_KEY, else of SECRET_KEY; b"" where neither is set."""
+    given = env.text(
+        "PRIVACY_KEY",
+        "",
+        "Hashes the identifiers of erased people, which keeps them out; empty: made of SECRET_KEY. Never change either",
+    )
+    return crypto.derived(given or os.environ.get("SECRET_KEY", ""), "martech.privacy")

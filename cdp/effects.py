@@ -15,13 +15,15 @@ from django.db.models import Q
 from cdp.models import Edge, Identifier, IdentityDecision, Profile
 from cdp.processing import registers, store
 from cdp.processing.clusters import DEFAULT
-from cdp.processing.decode import FUTURE_TOLERANCE_US, Message
+from cdp.processing.decode import Message
+from cdp.processing.pipeline import origin_of
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, trust
+from cdp.processing.states import Ranked
 from cdp.processing.traits import Folder
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
-CURRENT, OLDER, REFUSED, GONE = "current", "older", "refused", "gone"
+CURRENT, OLDER, REFUSED, GONE, COMBINED, MISFIT = "current", "older", "refused", "gone", "combined", "misfit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,11 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A trait that the event set: `outcome` is current, older (than what `winner` set at `won_at`), refused or gone."""
+    """A trait that the event set.
+
+    `outcome` is current, older (than what `winner` set at `won_at`), combined (with what others said, as its merge
+    policy has it), misfit (of that policy), refused or gone.
+    """
 
     name: str
     value: Any
@@ -107,14 +113,15 @@ def _computed(message: Message, rules: Rules, values: dict[str, Any]) -> list[Co
 
 def _given(message: Message, rules: Rules, now: UUID | None) -> list[Given]:
     allowed = rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-    lifted = registers.lift(
-        message.properties,
-        at_us=min(message.occurred_us, message.received_us + FUTURE_TOLERANCE_US),
-        rank=1 - allowed.source_class,
-        message_id=message.message_id,
-    )
+    lifted = rules.policies.lift(
+        message.properties, origin_of(message, allowed), refused_policies=allowed.refused_policies
+    ).registers
     held = _registers(now)
-    return [_compared(name, one, held.get(name), allowed.refused_traits) for name, one in sorted(lifted.items())]
+    values = msgspec.json.decode(message.properties)
+    return [
+        Given(name, values[name], *_outcome(lifted.get(name), held.get(name), refused=name in allowed.refused_traits))
+        for name in sorted(values)
+    ]
 
 
 def _registers(profile_id: UUID | None) -> registers.Registers:
@@ -124,14 +131,25 @@ def _registers(profile_id: UUID | None) -> registers.Registers:
     return registers.load(row[0]) if row else {}
 
 
-def _compared(name: str, mine: registers.Register, held: registers.Register | None, refused: frozenset[str]) -> Given:
-    value = msgspec.json.decode(mine.value)
-    if name in refused:
-        return Given(name, value, REFUSED, "", None)
+def _outcome(
+    mine: registers.Held | None, held: registers.Held | None, *, refused: bool
+) -> tuple[str, str, datetime | None]:
+    if refused or mine is None:
+        return REFUSED if refused else MISFIT, "", None
     if held is None:
-        return Given(name, value, GONE, "", None)
-    outcome = CURRENT if (held.message_id, held.at_us) == (mine.message_id, mine.at_us) else OLDER
-    return Given(name, value, outcome, held.message_id, clock.from_us(held.at_us))
+        return GONE, "", None
+    ours, theirs = _plain(mine), _plain(held)
+    if theirs is None:
+        return COMBINED, "", None
+    current = ours is not None and ours.dot == theirs.dot
+    return CURRENT if current else OLDER, theirs.message_id, clock.from_us(theirs.at_us)
+
+
+def _plain(held: registers.Held) -> registers.Register | None:
+    """Return the one value that a state holds, None where it combines what several events said."""
+    if isinstance(held, Ranked):
+        return held.value
+    return held if isinstance(held, registers.Register) else None
 
 
 def _decisions(message: Message, profiles: Sequence[UUID]) -> list[Decision]:

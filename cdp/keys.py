@@ -26,7 +26,7 @@ from martech.lib import clock
 from martech.lib.errors import PermanentError, RetryableError
 
 SCOPES = (
-    "profiles:read", "profiles:write", "sources:read", "sources:write", "keys:write",
+    "profiles:read", "profiles:write", "definitions:write", "sources:read", "sources:write", "keys:write",
     "dead_letters:read", "dead_letters:write", "all",
 )  # fmt: skip
 PREFIX_LENGTH = 11

@@ -109,6 +109,17 @@ def identifiers(value: Any) -> Any:
     return [{**item, "value": text(item["value"])} for item in value]
 
 
+def consent(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a profile's consent with the evidence masked."""
+    return {purpose: _choice(choice) for purpose, choice in value.items()}
+
+
+def _choice(choice: Mapping[str, Any]) -> dict[str, Any]:
+    hidden = {"evidence": everything(choice["evidence"])} if "evidence" in choice else {}
+    topics = {"topics": consent(choice["topics"])} if "topics" in choice else {}
+    return {**choice, **hidden, **topics}
+
+
 def document(profile: Mapping[str, Any]) -> dict[str, Any]:
     """Return a profile's document masked."""
     return {
@@ -116,6 +127,7 @@ def document(profile: Mapping[str, Any]) -> dict[str, Any]:
         "identifiers": identifiers(profile["identifiers"]),
         "traits": traits(profile["traits"]),
         "computed_traits": traits(profile["computed_traits"]),
+        "consent": consent(profile["consent"]),
     }
 
 

@@ -123,14 +123,16 @@ def _fitted(wanted: Partition, day: date, held: list[Partition]) -> Partition:
     return Partition(f"{wanted.name[:-8]}{start:%Y%m%d}", start, end)
 
 
-def drop_before(connection: psycopg.Connection, table: str, day: date) -> list[str]:
-    """Drop the partitions of `table` that end on or before `day`; return their names.
+def drop_before(
+    connection: psycopg.Connection, table: str, day: date, *, may_drop: Callable[[Partition], bool] = lambda one: True
+) -> list[str]:
+    """Drop the partitions of `table` that end on or before `day` and that `may_drop` lets go; return their names.
 
     Raises LockNotAvailable when others kept the locks; what is left then goes with the next call.
     """
     dropped = []
     for partition in existing(connection, table):
-        if partition.end <= day:
+        if partition.end <= day and may_drop(partition):
             dropped += _gently(connection, lambda name=partition.name: _drop(connection, table, name))  # type: ignore[misc]
     return dropped
 
@@ -146,6 +148,14 @@ def make_ahead(connection: psycopg.Connection, *, event_days: int, today: date) 
     return ensure(connection, EVENTS, days=event_days, today=today)
 
 
-def drop_old(connection: psycopg.Connection, *, event_days: int, today: date) -> list[str]:
+def drop_old(
+    connection: psycopg.Connection,
+    *,
+    event_days: int,
+    today: date,
+    may_drop: Callable[[Partition], bool] = lambda one: True,
+) -> list[str]:
     """Drop the events that are older than `event_days` days (0: keep them for ever); return the partitions' names."""
-    return drop_before(connection, EVENTS, today - timedelta(days=event_days)) if event_days else []
+    if not event_days:
+        return []
+    return drop_before(connection, EVENTS, today - timedelta(days=event_days), may_drop=may_drop)

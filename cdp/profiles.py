@@ -37,6 +37,8 @@ DATABASE_SECONDS = 4.0
 SETTLED = timedelta(seconds=30)
 # A merged profile must not come back by a processor that comes late with what it was before.
 MERGED_SECONDS = 3600
+# The version of an erased profile's empty entry: none comes after it.
+LAST = 2**53 - 1
 # Documents written by one call of the script, during which the cache answers nobody: about a millisecond.
 TOGETHER = 500
 # Two processors may change one profile, and the later change may come here first: the newer document stays, and so
@@ -79,12 +81,13 @@ class ProfilesUnavailable(RetryableError):
 
 
 class Document(NamedTuple):
-    """What a document is built from; `graph`, `traits` and `computed` are JSON objects as bytes."""
+    """What a document is built from; `graph`, `traits`, `computed` and `consent` are JSON objects as bytes."""
 
     id: UUID
     graph: bytes
     traits: bytes
     computed: bytes
+    consent: bytes
     version: int
     as_of: str
     created_at: str
@@ -99,6 +102,7 @@ def document(parts: Document) -> bytes:
             "identifiers": identifiers_of(msgspec.json.decode(parts.graph)),
             "traits": Raw(parts.traits),
             "computed_traits": Raw(parts.computed),
+            "consent": Raw(parts.consent),
             "version": parts.version,
             "as_of": parts.as_of,
             "created_at": parts.created_at,
@@ -120,17 +124,17 @@ def timestamp(instant: datetime) -> str:
 
 SELECT = """
 SELECT p.id, p.identity_graph::text, p.traits::text, p.computed_traits::text, p.version, now(), p.created_at,
-       p.timestamp, p.merged_into_id
+       p.timestamp, p.consent::text, p.merged_into_id
 FROM customer_profiles p
 """
 
 
 def from_row(row: Sequence[Any]) -> bytes:
     """Return the document of a row of `SELECT`."""
-    profile_id, graph, traits, computed, version, as_of, created_at, updated_at, _ = row
+    profile_id, graph, traits, computed, version, as_of, created_at, updated_at, consent, _ = row
     return document(
         Document(
-            profile_id, graph.encode(), traits.encode(), computed.encode(), version,
+            profile_id, graph.encode(), traits.encode(), computed.encode(), consent.encode(), version,
             timestamp(as_of), timestamp(created_at), timestamp(updated_at),
         )
     )  # fmt: skip
@@ -139,8 +143,10 @@ def from_row(row: Sequence[Any]) -> bytes:
 class ProfileCache:
     """The processor's side: writes what a committed batch changed. Losing it costs speed only."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, starts_epochs: bool = True) -> None:
         self._redis = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+        # Who only adds what it changed itself has no say in what older entries are worth.
+        self._starts_epochs = starts_epochs
         self._epoch: bytes | None = None
         # Positions that could not be written yet.
         self._unwritten: dict[int, str] = {}
@@ -184,7 +190,9 @@ class ProfileCache:
         self._unwritten |= positions
         try:
             self._renew()
-            epoch = self._epoch or b""
+            if self._epoch is None:  # nothing is there that could be behind
+                return True
+            epoch = self._epoch
             pipeline = self._redis.pipeline(transaction=False)
             # One command for many: a command each took as long as writing the rows. The server evicts, so none expires.
             entries = [(f"p:{one}", version, b"%b %d %b" % (epoch, version, body)) for one, version, body in documents]
@@ -210,13 +218,32 @@ class ProfileCache:
     def _renew(self) -> None:
         """Start an epoch if the cache was away, or lost what it had."""
         current = self._redis.get(EPOCH_KEY)
-        if self._epoch is None or current is None:
+        if self._starts_epochs and (self._epoch is None or current is None):
             self.start_epoch()
             if self._epoch is None:
                 raise redis.exceptions.ConnectionError("the cache does not answer")
         else:
             # Another processor may have raised it: what we write is as true as what it writes.
             self._epoch = current  # type: ignore[assignment]
+
+    def erase(self, identifiers: Iterable[Identifier], gone: Iterable[UUID], stale: Iterable[UUID]) -> int:
+        """Delete pointers and documents, and return how many there were; ProfilesUnavailable when the cache is away.
+
+        Those of `gone` do not come back by whoever is late with one; those of `stale` are read anew.
+        """
+        try:
+            epoch: Any = self._redis.get(EPOCH_KEY)
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.delete(*(f"i:{one}" for one in identifiers), *(f"p:{one}" for one in stale), "p:")
+            for profile_id in gone:
+                pipeline.get(f"p:{profile_id}")
+                # Without an epoch no entry counts, and the key would only stand there.
+                if epoch is not None:
+                    pipeline.set(f"p:{profile_id}", b"%b %d " % (epoch, LAST), ex=MERGED_SECONDS)
+            deleted, *before = pipeline.execute()
+        except _AWAY as error:
+            raise ProfilesUnavailable(f"The cache does not answer: {error}. Try again.", retry_after=5) from error
+        return int(deleted) + sum(b"{" in one for one in before if isinstance(one, bytes))
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -11,8 +11,8 @@ from typing import Any
 VIEWER, OPERATOR, ADMIN = "viewer", "operator", "admin"
 
 _VIEW = [
-    "checkpoint", "deadletter", "event", "identifier", "identitydecision", "processor", "profile", "source", "taskrun",
-    "traitdefinition",
+    "checkpoint", "deadletter", "event", "identifier", "identitydecision", "mergepolicy", "processor", "profile",
+    "source", "taskrun", "traitdefinition",
 ]  # fmt: skip
 _SCHEDULE = ["clockedschedule", "crontabschedule", "intervalschedule", "periodictask", "solarschedule"]
 
@@ -20,6 +20,7 @@ _viewer = {f"cdp.view_{model}" for model in _VIEW}
 _operator = {
     "cdp.view_personal_data", "cdp.change_profile", "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
     "cdp.view_eventimport", "cdp.add_eventimport", "cdp.change_eventimport",
+    "cdp.add_mergepolicy", "cdp.change_mergepolicy",
 }  # fmt: skip
 _admin = (
     {f"cdp.{verb}_apikey" for verb in ("view", "add", "change")}

@@ -7,12 +7,14 @@ from typing import Any
 from cdp.models import Source
 from cdp.models.sources import new_write_key
 from cdp.processing.decode import TYPES
+from cdp.processing.policies import KINDS
 
 CALLS = TYPES | {"import"}
 RULES = {
     "refused_namespaces": "Identifiers of these namespaces are passed over",
     "refused_traits": "These traits are passed over",
     "refused_calls": "These calls go to the dead letters",
+    "refused_policies": "Traits whose merge policy is one of these are passed over",
 }
 
 
@@ -31,6 +33,9 @@ def check_rules(rules: Any) -> dict[str, list[str]]:
     unknown = sorted(set(rules.get("refused_calls", ())) - CALLS)
     if unknown:
         raise ValueError(f"There is no call {unknown[0]!r}. Known: {', '.join(sorted(CALLS))}.")
+    unknown = sorted(set(rules.get("refused_policies", ())) - set(KINDS))
+    if unknown:
+        raise ValueError(f"There is no merge policy {unknown[0]!r}. Known: {', '.join(KINDS)}.")
     return rules
 
 

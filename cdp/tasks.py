@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from datetime import timedelta
+from uuid import UUID
 
 import psycopg
 from celery import shared_task
@@ -9,7 +10,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import integrity, keys, partitions, task_runs
+from cdp import archive, edits, integrity, keys, partitions, privacy, showing, task_runs
 from cdp.imports import uploads
 from cdp.imports.ledger import ImportBusy
 
@@ -29,6 +30,12 @@ def publish_keys() -> None:
 
 
 @shared_task
+def show_edits() -> None:
+    """Let the cache show what people changed of late, where it was away when they did."""
+    showing.show_edits(now=timezone.now(), actions=[edits.ACTION])
+
+
+@shared_task
 def make_partitions() -> None:
     """Make the coming week's table partitions."""
     partitions.make_ahead(_psycopg(), event_days=settings.CONFIG.event_partition_days, today=timezone.now().date())
@@ -36,8 +43,20 @@ def make_partitions() -> None:
 
 @shared_task
 def drop_partitions() -> None:
-    """Drop the table partitions that retention has passed."""
-    partitions.drop_old(_psycopg(), event_days=settings.EVENT_RETENTION_DAYS, today=timezone.now().date())
+    """Drop the table partitions that retention has passed, once they are archived where that is on."""
+    partitions.drop_old(
+        _psycopg(),
+        event_days=settings.EVENT_RETENTION_DAYS,
+        today=timezone.now().date(),
+        may_drop=archive.may_drop,
+    )
+
+
+@shared_task
+def archive_events() -> None:
+    """Archive the table partitions that take no more events, where that is on."""
+    if settings.ARCHIVE_EVENTS:
+        archive.archive_closed(now=timezone.now())
 
 
 @shared_task
@@ -85,6 +104,19 @@ def carry_on_imports() -> None:
 def prune_imports() -> None:
     """Remove old uploads and their errors."""
     uploads.prune(now=timezone.now())
+
+
+@shared_task
+def erase_person(erasure_id: str) -> None:
+    """Go on with an erasure; where a store makes it wait for long, `finish_erasures` has it go on later."""
+    privacy.run(UUID(erasure_id))
+
+
+@shared_task
+def finish_erasures() -> None:
+    """Have every erasure go on that is not done."""
+    for erasure_id in privacy.unfinished():
+        erase_person.delay(str(erasure_id))
 
 
 def _psycopg() -> psycopg.Connection:

@@ -3,7 +3,7 @@
 from django.urls import path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from cdp.api import api_keys, dead_letters, definitions, profiles, sources, trace
+from cdp.api import api_keys, dead_letters, definitions, merge_policies, profiles, sources, trace
 
 # An identifier's value may hold anything, slashes too: the longer addresses come first.
 urlpatterns = [
@@ -13,6 +13,8 @@ urlpatterns = [
     path("profiles/<path:reference>", profiles.Profile.as_view()),
     path("identity-decisions", definitions.Decisions.as_view()),
     path("traits", definitions.Traits.as_view()),
+    path("merge-policies", merge_policies.MergePolicies.as_view()),
+    path("merge-policies/<int:policy_id>", merge_policies.MergePolicyDetail.as_view()),
     path("sources", sources.Sources.as_view()),
     path("sources/<int:source_id>", sources.SourceDetail.as_view()),
     path("sources/<int:source_id>/rotate-key", sources.RotateKey.as_view()),

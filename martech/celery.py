@@ -44,10 +44,13 @@ def at(task: str, **when: str) -> dict[str, Any]:
 app.conf.beat_schedule = {
     "Heartbeat of worker and beat": every(30, "cdp.tasks.heartbeat"),
     "Publish keys": every(60, "cdp.tasks.publish_keys"),
+    "Show edits": every(60, "cdp.tasks.show_edits"),
     "Close lost task runs": every(60, "cdp.tasks.close_lost_task_runs"),
     "Carry on lost imports": every(60, "cdp.tasks.carry_on_imports"),
     "Prune imports' files": at("cdp.tasks.prune_imports", hour="4", minute="20"),
+    "Finish erasures": every(60, "cdp.tasks.finish_erasures"),
     "Make table partitions ahead": at("cdp.tasks.make_partitions", minute="7"),
+    "Archive closed table partitions": at("cdp.tasks.archive_events", hour="1", minute="50"),
     "Drop old table partitions": at("cdp.tasks.drop_partitions", hour="3", minute="20"),
     "Prove that events have profiles": at("cdp.tasks.prove_events", hour="2", minute="40"),
     "Prune task runs": at("cdp.tasks.prune_task_runs", hour="4", minute="10"),

@@ -52,7 +52,8 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     if answered is None:
         return None
     headers = {name: answered.headers[name] for name in ("WWW-Authenticate", "Retry-After") if name in answered.headers}
-    return respond(answered.status_code, headers=headers, **_members(error, answered))
+    headers |= getattr(error, "headers", {})
+    return respond(answered.status_code, headers=headers, **_members(error, answered), **getattr(error, "members", {}))
 
 
 def _ours(error: Exception) -> Response:

@@ -160,6 +160,33 @@ TASK_REDELIVERY_SECONDS = env.integer(
 TASK_RUN_DAYS = env.integer("TASK_RUN_DAYS", 7, "Days for which the runs of tasks are kept", minimum=1)
 EVENT_RETENTION_DAYS = env.integer("EVENT_RETENTION_DAYS", 0, "Days after which events are dropped; 0: never")
 
+ARCHIVE_EVENTS = env.flag(
+    "ARCHIVE_EVENTS", False, "Write each closed partition of events to Parquet files; only what is there is dropped"
+)
+ARCHIVE_BUCKETS = env.integer(
+    "ARCHIVE_BUCKETS", 16, "Files, by person, that a partition of events becomes", minimum=1, maximum=1024
+)
+_ARCHIVE_DIR = env.text("ARCHIVE_DIR", "", "Directory of the archive; empty: archive in MARTECH_DATA")
+_ARCHIVE_STORAGE = env.text(
+    "ARCHIVE_STORAGE", "", "Class of another storage for it, such as storages.backends.s3.S3Storage"
+)
+_ARCHIVE_OPTIONS = env.document("ARCHIVE_OPTIONS", "{}", "That storage's options, as a JSON object")
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    "archive": {"BACKEND": _ARCHIVE_STORAGE, "OPTIONS": _ARCHIVE_OPTIONS}
+    if _ARCHIVE_STORAGE
+    else {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        # Personal data: for nobody else on this machine.
+        "OPTIONS": {
+            "location": _ARCHIVE_DIR or OPTIONS.data / "archive",
+            "file_permissions_mode": 0o600,
+            "directory_permissions_mode": 0o700,
+        },
+    },
+}
+
 CELERY_BROKER_URL = _broker(CONFIG.broker_url)
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {

@@ -4,7 +4,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
 
-from cdp.models import ApiKey, Checkpoint, EventImport, Processor, TaskRun
+from cdp.models import ApiKey, Checkpoint, EventImport, MergePolicy, Processor, TaskRun
 from tests.factories import (
     NOON,
     make_api_key,
@@ -25,6 +25,7 @@ LISTS = {
     "cdp_eventimport": {"operator", "admin"},
     "cdp_identitydecision": {"viewer", "operator", "admin"},
     "cdp_traitdefinition": {"viewer", "operator", "admin"},
+    "cdp_mergepolicy": {"viewer", "operator", "admin"},
     "cdp_event": {"viewer", "operator", "admin"},
     "cdp_checkpoint": {"viewer", "operator", "admin"},
     "cdp_processor": {"viewer", "operator", "admin"},
@@ -57,6 +58,7 @@ def rows():
         ),
         "cdp_identitydecision": make_decision(ann, visitor, source=shop),
         "cdp_traitdefinition": 1,
+        "cdp_mergepolicy": MergePolicy.objects.create(trait="tags", policy="union"),
         "cdp_processor": processor,
         "cdp_checkpoint": Checkpoint.objects.create(
             log="redis:1", partition=3, position="5-0", updated_at=NOON, owner=processor.pk

@@ -51,6 +51,7 @@ def test_a_profile_answers_with_its_document(get):
         ],
         "traits": {"name": "Ann"},
         "computed_traits": {"event_count": 2},
+        "consent": {},
         "version": 4,
         "created_at": "2026-11-01T12:00:00Z",
         "updated_at": "2026-11-01T12:00:00Z",

@@ -81,7 +81,8 @@ def test_a_source_may_be_given_its_own_name(call):
         ({"name": "x", "rules": []}, 'rules: Rules are an object, such as {"refused_traits": ["consent"]}.'),
         (
             {"name": "x", "rules": {"refuse": []}},
-            "rules: There is no rule 'refuse'. Known: refused_namespaces, refused_traits, refused_calls.",
+            "rules: There is no rule 'refuse'. Known: refused_namespaces, refused_traits, refused_calls,"
+            " refused_policies.",
         ),
         ({"name": "x", "rules": {"refused_traits": "vip"}}, "rules: refused_traits is a list of texts."),
         ({"name": "x", "rules": {"refused_traits": [1]}}, "rules: refused_traits is a list of texts."),

@@ -88,6 +88,9 @@ def test_a_document_keeps_what_the_platform_computed():
         "identifiers": [{"namespace": "email", "value": "ann@example.com"}],
         "traits": {"name": "Annabel", "plan": "gold"},
         "computed_traits": {"event_count": 3, "last_seen": "2026-11-01T10:00:00Z"},
+        "consent": {
+            "email": {"granted": True, "at": "2026-11-01T10:00:00Z", "evidence": {"ip": "10.1.2.3"}, "topics": {}},
+        },
         "version": 4,
     }
     assert masking.document(document) == {
@@ -95,6 +98,9 @@ def test_a_document_keeps_what_the_platform_computed():
         "identifiers": [{"namespace": "email", "value": "a•••@e•••.com"}],
         "traits": {"name": "A•••", "plan": "gold"},
         "computed_traits": {"event_count": 3, "last_seen": "2026-11-01T10:00:00Z"},
+        "consent": {
+            "email": {"granted": True, "at": "2026-11-01T10:00:00Z", "evidence": {"ip": "1•••"}, "topics": {}},
+        },
         "version": 4,
     }
 

@@ -44,6 +44,7 @@ class CappedPaginator(Paginator):
 def _profile(row: Profile) -> None:
     row.identity_graph = masking.identifiers(row.identity_graph)
     row.traits, row.computed_traits = masking.traits(row.traits), masking.traits(row.computed_traits)
+    row.consent = masking.consent(row.consent)
 
 
 def _identifier(row: Identifier) -> None:

@@ -19,7 +19,7 @@ from django.utils.html import format_html, format_html_join
 from unfold.decorators import display
 
 from cdp import lookup, masking, timeline
-from cdp.admin import trace
+from cdp.admin import profile_edits, trace
 from cdp.admin.base import Records, context_of
 from cdp.api import lists
 from cdp.models import Identifier, IdentityDecision, Profile
@@ -101,9 +101,14 @@ class ProfileAdmin(Records):
         return queryset.filter(pk__in=lookup.search(term, limit=SEARCH_LIMIT, prefix=prefix)), False
 
     def get_urls(self) -> list[Any]:
-        """Add the address of a timeline's further pages."""
+        """Add the addresses of a timeline's further pages, and of the form that changes a profile."""
         older = self.admin_site.admin_view(self.timeline_view)
-        return [path("<uuid:profile_id>/timeline/", older, name="cdp_profile_timeline"), *super().get_urls()]
+        edit = self.admin_site.admin_view(self.edit_view)
+        return [
+            path("<uuid:profile_id>/timeline/", older, name="cdp_profile_timeline"),
+            path("<uuid:profile_id>/edit/", edit, name="cdp_profile_edit"),
+            *super().get_urls(),
+        ]
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -124,6 +129,7 @@ class ProfileAdmin(Records):
             computed=_traits(profile.computed_traits),
             decisions=_decisions(self, request, profile.pk),
             types=sorted(TYPES),
+            **profile_edits.shown(request, profile),
             **_timeline(request, profile.pk, masked=masks),
         )
         return TemplateResponse(request, "cdp/profile.html", context)
@@ -133,6 +139,10 @@ class ProfileAdmin(Records):
         profile = self._found(request, str(profile_id))
         found = _timeline(request, profile.pk, masked=masking.applies_to(request.user))
         return TemplateResponse(request, "cdp/timeline.html", {"profile": profile, **found})
+
+    def edit_view(self, request: HttpRequest, profile_id: UUID) -> HttpResponse:
+        """Show the form that changes a profile, or do what it asks for."""
+        return profile_edits.view(self, request, self._found(request, str(profile_id)))
 
     def _found(self, request: HttpRequest, object_id: str) -> Profile:
         profile = self.get_object(request, object_id)

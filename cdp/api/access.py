@@ -27,6 +27,7 @@ ALL = "all"
 SCOPES = {
     "profiles:read": ("Read profiles, their events, identifiers and decisions", "cdp.view_profile"),
     "profiles:write": ("Change profiles", "cdp.change_profile"),
+    "definitions:write": ("Change merge policies", "cdp.change_mergepolicy"),
     "sources:read": ("Read sources, without their write keys", "cdp.view_source"),
     "sources:write": ("Create and change sources, see and rotate their write keys", "cdp.change_source"),
     "keys:write": ("Create, list and revoke API keys", "cdp.change_apikey"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +18,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from cdp import lookup, masking, timeline
+from cdp import audit, edits, lookup, masking, timeline
 from cdp.api import lists
 from cdp.api.access import masks
 from cdp.collector import reads
@@ -44,6 +46,9 @@ class ProfileSerializer(serializers.Serializer):
     identifiers = IdentifierSerializer(many=True)
     traits = serializers.DictField(help_text="What sources said")
     computed_traits = serializers.DictField(help_text="What the platform computed of the events")
+    consent = serializers.DictField(
+        help_text="By purpose and topic: whether it is granted, since when, and the evidence"
+    )
     version = serializers.IntegerField(help_text="Counts accepted changes")
     as_of = serializers.DateTimeField(help_text="When this was true")
     created_at = serializers.DateTimeField()
@@ -165,10 +170,75 @@ class Profiles(APIView):
         )
 
 
+class EditSerializer(serializers.Serializer):
+    """What to change of a profile."""
+
+    traits = serializers.DictField(
+        required=False,
+        help_text="Values by name; null takes one away. By merge policy also $union, $remove, $set, $add",
+    )
+    consent = serializers.DictField(
+        required=False, help_text="By purpose false, or {granted, evidence, topics}; an opt-in needs evidence"
+    )
+
+
+class Edit(msgspec.Struct, forbid_unknown_fields=True):
+    """The same as it is read, with exact numbers."""
+
+    traits: dict[str, Any] = {}
+    consent: dict[str, Any] = {}
+
+
+_edit = msgspec.json.Decoder(Edit, float_hook=Decimal)
+IF_MATCH = OpenApiParameter(
+    "If-Match", str, OpenApiParameter.HEADER, required=True, description="The ETag that the profile was read with"
+)
+
+
+class BadEdit(APIException):
+    """The body is not of the form of an edit."""
+
+    status_code = 400
+    default_code = "invalid"
+
+
+class VersionRequired(APIException):
+    """An edit does not say what it was decided on."""
+
+    status_code = 428
+    default_code = "version_required"
+    default_detail = "Send `If-Match` with the ETag that the profile was read with."
+
+
+class VersionMoved(APIException):
+    """Somebody was quicker."""
+
+    status_code = 412
+
+    def __init__(self, error: edits.Moved) -> None:
+        super().__init__(error.message, error.code)
+        self.headers = {"ETag": f'"{error.version}"'}
+        self.members = {"version": error.version}
+
+
+class Refused(APIException):
+    """The merge policy of a trait has another source decide."""
+
+    status_code = 409
+
+
+def versions_of(request: Request) -> set[int]:
+    """Return the versions that `If-Match` names; VersionRequired without any."""
+    versions = {int(number) for number in re.findall(r'"([0-9]{1,18})"', request.headers.get("If-Match", ""))}
+    if not versions:
+        raise VersionRequired
+    return versions
+
+
 class Profile(APIView):
     """One profile."""
 
-    scopes = READ
+    scopes = {"GET": "profiles:read", "PATCH": "profiles:write"}
 
     @extend_schema(operation_id="get_profile", parameters=[REFERENCE, PositionQuery], responses=ProfileSerializer)
     def get(self, request: Request, reference: str) -> Response:
@@ -177,6 +247,32 @@ class Profile(APIView):
         document = lookup.document(found(reference)) or b"{}"
         version = msgspec.json.decode(document, type=_Version).version
         return Response(_shown(document, masked=masks(request)), headers={"ETag": f'"{version}"'})
+
+    @extend_schema(
+        operation_id="change_profile",
+        parameters=[REFERENCE, IF_MATCH],
+        request=EditSerializer,
+        responses=ProfileSerializer,
+    )
+    def patch(self, request: Request, reference: str) -> Response:
+        """Change given traits and consent of a profile that is as it was read; 412 where somebody was quicker."""
+        versions = versions_of(request)
+        try:
+            given = _edit.decode(request.body)
+        except msgspec.DecodeError as error:
+            raise BadEdit(f"The body is no edit: {error}. Send an object with `traits`, `consent` or both.") from error
+        try:
+            edited = edits.edit(
+                profile_id=found(reference), versions=versions, traits=given.traits, consent=given.consent,
+                actor=audit.actor_of(request),
+            )  # fmt: skip
+        except edits.Moved as error:
+            raise VersionMoved(error) from error
+        except edits.UnknownProfile as error:
+            raise NotFound(error.message) from error
+        except edits.Overruled as error:
+            raise Refused(error.message, error.code) from error
+        return Response(_shown(edited.document, masked=masks(request)), headers={"ETag": f'"{edited.version}"'})
 
 
 class Timeline(APIView):

@@ -19,7 +19,9 @@ from cdp.models import DeadLetter
 STATUSES = (
     tracing.STORED, tracing.WAITING, tracing.REPLAYING, tracing.QUARANTINED, tracing.REPLAYED, tracing.UNKNOWN,
 )  # fmt: skip
-OUTCOMES = (effects.CURRENT, effects.OLDER, effects.REFUSED, effects.GONE)
+OUTCOMES = (
+    effects.CURRENT, effects.OLDER, effects.COMBINED, effects.MISFIT, effects.REFUSED, effects.GONE,
+)  # fmt: skip
 MESSAGE_ID = OpenApiParameter("message_id", str, OpenApiParameter.PATH, description="As the sender gave it")
 
 
@@ -37,7 +39,8 @@ class GivenSerializer(serializers.Serializer):
     name = serializers.CharField()
     value = serializers.JSONField()
     outcome = serializers.ChoiceField(
-        choices=OUTCOMES, help_text="older: a later one counts; refused: by the source's rules"
+        choices=OUTCOMES,
+        help_text="older: a later one counts; combined, misfit: by its merge policy; refused: by the source's rules",
     )
     winner = serializers.CharField(help_text="The message whose value counts")
     won_at = serializers.DateTimeField(allow_null=True)

@@ -77,7 +77,7 @@ class LocalEngine:
 
     def __init__(self, config: Config, log: Log, *, partitions: Sequence[int] | None = None) -> None:
         self.config, self.log = config, log
-        self.pipeline = Pipeline()
+        self.pipeline = Pipeline(config.privacy_key)
         self.cache = ProfileCache(config.cache_url)
         self.flushing = Flushing(self.cache)
         self.leases = Leases("", config.log_partitions, partitions)
@@ -358,6 +358,7 @@ def _measure(batch: Batch, applied: Applied, seconds: float) -> None:
     BATCH_EVENTS.observe(len(batch.arrivals))
     EVENTS.labels("stored").inc(applied.events)
     EVENTS.labels("duplicate").inc(applied.duplicates)
+    EVENTS.labels("suppressed").inc(applied.suppressed)
     LOCK_SECONDS.labels("profiles").observe(applied.lock_seconds)
     REUSED.inc(applied.reused)
     for reason, count in applied.rejections.items():

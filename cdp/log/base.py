@@ -144,10 +144,12 @@ class Waits:
 class Log(ABC):
     """The port. Adapters know no Django; positions are texts that only `order` may interpret.
 
-    `supports_trim` is False where the server drops entries by age alone.
+    `supports_trim` is False where the server drops entries by age alone. `block_bytes` is how large an entry has to be
+    so that what is trimmed before it shares no block of the server's with it, 0 for any size.
     """
 
     supports_trim: ClassVar[bool] = True
+    block_bytes: ClassVar[int] = 0
 
     def __init__(self, url: str, *, partitions: int) -> None:
         self.url = url
@@ -214,6 +216,15 @@ class Log(ABC):
 
         Called by the collector about twice a second, so it reads no entries. 0 as a reserve leaves the disk out.
         LogUnavailable when away.
+        """
+
+    @abstractmethod
+    def compact(self, *, seconds: float) -> bool:
+        """Have nothing on the server's disk of what was trimmed; False where the server cannot, or may not be asked.
+
+        Called by an erasure, once `trim` has forgotten the person's entries up to one of `block_bytes`: what was
+        trimmed after the call may stay. LogUnavailable when away, or when it takes longer than `seconds`: then call
+        it again.
         """
 
     @abstractmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
@@ -41,6 +42,9 @@ _AWAY = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoa
 
 class RedisLog(Log):
     """Streams `martech:log:0` … in the database that the address names."""
+
+    # Trimmed entries keep their bytes while another of their node lives; twice `stream-node-max-bytes` begins one anew.
+    block_bytes = 8192
 
     def __init__(self, url: str, *, partitions: int) -> None:
         super().__init__(url, partitions=partitions)
@@ -166,6 +170,29 @@ class RedisLog(Log):
             return (await asyncio.to_thread(shutil.disk_usage, directory)).free
         except (exceptions.ResponseError, KeyError, OSError):
             return None
+
+    def compact(self, *, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        try:
+            # One that is under way began before the last trim.
+            self._rewritten(deadline)
+            with _translated():
+                self._reader.bgrewriteaof()
+            return self._rewritten(deadline)
+        except exceptions.ResponseError:
+            # Managed servers forbid it, and rewrite when they like.
+            return False
+
+    def _rewritten(self, deadline: float) -> bool:
+        """Wait until no rewriting of the append-only file is under way; tell whether the last one went well."""
+        while True:
+            with _translated():
+                found: Any = self._reader.info("persistence")
+            if not (found.get("aof_rewrite_in_progress") or found.get("aof_rewrite_scheduled")):
+                return bool(found.get("aof_last_bgrewrite_status") == "ok")
+            if time.monotonic() > deadline:
+                raise LogUnavailable("The log's server is still writing its file anew. Try again.", retry_after=5)
+            time.sleep(0.05)
 
     def check(self) -> None:
         with _translated():

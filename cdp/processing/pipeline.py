@@ -17,16 +17,17 @@ from typing import NamedTuple
 import msgspec
 import psycopg
 
-from cdp import profiles
+from cdp import config, profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import duplicates, graph, registers, store
+from cdp.processing import duplicates, graph, registers, store, suppression
 from cdp.processing.clusters import Evidence, Ruleset
-from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
+from cdp.processing.decode import FUTURE_TOLERANCE_US, MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
 from cdp.processing.identity import Identifier, anchor_of
 from cdp.processing.people import Delta, Person
 from cdp.processing.resolving import Known, Pair, Resolver
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
+from cdp.processing.states import Origin
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
@@ -57,6 +58,7 @@ class Applied:
     events: int = 0
     duplicates: int = 0
     reused: int = 0
+    suppressed: int = 0
     lock_seconds: float = 0.0
     rejections: dict[str, int] = field(default_factory=dict)
     documents: list[tuple[uuid.UUID, int, bytes]] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Applied:
         self.events += other.events
         self.duplicates += other.duplicates
         self.reused += other.reused
+        self.suppressed += other.suppressed
         self.lock_seconds += other.lock_seconds
         for reason, count in other.rejections.items():
             self.rejections[reason] = self.rejections.get(reason, 0) + count
@@ -108,9 +111,12 @@ class Pipeline:
     """Applies batches over one connection, and remembers between them who is who.
 
     What it remembers is checked against the locked profiles of each batch, so it may be out of date.
+    `privacy_key` is the configuration's; None reads it from this process's environment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, privacy_key: bytes | None = None) -> None:
+        self._privacy_key = config.load().privacy_key if privacy_key is None else privacy_key
+        self._keeps_out = False
         self.window = duplicates.Window()
         self.failures = Failures()
         self._rules: Rules | None = None
@@ -155,16 +161,20 @@ class Pipeline:
         reason: str,
         author: str = "",
         facts: Sequence[Message] = (),
+        tells_splits: bool = True,
     ) -> Applied:
         """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
 
         `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
+        `tells_splits` is false where a decision of the caller's says that somebody was split.
         Raced where another process merges one of them meanwhile.
         """
         store.hold_rules(connection)
         batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
         people = batch.resolver.hold(profiles)
         batch.resolver.look_at_all(people, reason, author=author)
+        if not tells_splits:
+            batch.resolver.decisions = [one for one in batch.resolver.decisions if one.kind != "split"]
         batch.rows = [(fact, None) for fact in facts]
         for fact in facts:
             batch.touched[batch.resolver.of[fact.anchor].root()] = 1
@@ -190,12 +200,14 @@ class Pipeline:
             return applied
 
     def _apply(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
+        arrivals, suppressed = self._without_erased(connection, arrivals)
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
         batch.resolver.resolve([message for message, _ in fresh], self._known, self._evidence)
         batch.fold(fresh)
         applied = batch.write()
+        applied.suppressed = suppressed
         applied.duplicates = len(passed) - len(fresh)
         applied.reused = sum(REUSED in message.flags for message, _ in fresh)
         store.put_aside(connection, [_letter(*one) for one in rejected], batch.now)
@@ -209,9 +221,10 @@ class Pipeline:
     def _current_rules(self, connection: store.Connection) -> Rules:
         version = store.definition_version(connection)
         if self._rules is None or self._rules.version != version:
+            self._keeps_out = suppression.is_needed(connection, self._privacy_key)
             try:
                 self._rules = Rules.load(connection, version)
-                # Who stands for nobody may have changed.
+                # Who stands for nobody may have changed, and whoever was erased is gone.
                 self.forget()
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 raise Halted(
@@ -219,6 +232,25 @@ class Pipeline:
                     "Mend the one that was changed last."
                 ) from error
         return self._rules
+
+    def _without_erased(
+        self, connection: store.Connection, arrivals: Sequence[Arrival]
+    ) -> tuple[Sequence[Arrival], int]:
+        """Drop what carries an identifier of an erased person, and say how many that were; none leaves a trace."""
+        if not self._keeps_out:
+            return arrivals, 0
+        carried = [suppression.carried(one.decoded, one.event, one.delivery) for one in arrivals]
+        # Whoever is known is not erased.
+        unknown = {identifier for found in carried for identifier in found} - self._known.keys()
+        erased = suppression.suppressed(connection, self._privacy_key, unknown)
+        if not erased:
+            return arrivals, 0
+        dropped = [one for one, found in zip(arrivals, carried, strict=True) if not erased.isdisjoint(found)]
+        returned = [one.delivery.letter_id for one in dropped if one.delivery.letter_id]
+        if returned:
+            suppression.forget_letters(connection, returned)
+        kept = [one for one, found in zip(arrivals, carried, strict=True) if erased.isdisjoint(found)]
+        return kept, len(dropped)
 
     def _without_duplicates(
         self, connection: store.Connection, passed: list[tuple[Message, Arrival]], now_us: int
@@ -311,8 +343,8 @@ def _unblocked(message: Message, rules: Ruleset) -> Message | Rejection:
     if rules.blocks(message.anchor):
         anchor = anchor_of([one for one in message.identifiers if not rules.blocks(one)])
         if anchor is None:
-            return Rejection("blocked_value", "The identity rules block all of the event's identifiers. Send another, or"
-                             " change the rules, then replay.", message.message_id)  # fmt: skip
+            return Rejection("blocked_value", "The identity rules block all of the event's identifiers. Send another,"
+                             " or change the rules, then replay.", message.message_id)  # fmt: skip
         message.anchor = anchor
     return message
 
@@ -368,14 +400,14 @@ class _Batch:
 
     def _fold_traits(self, delta: Delta, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        lifted = registers.lift(
+        lifted = self.rules.policies.lift(
             message.properties,
-            at_us=min(message.occurred_us, message.received_us + 300_000_000),
-            rank=1 - allowed.source_class,
-            message_id=message.message_id,
+            origin_of(message, allowed),
             refused=allowed.refused_traits,
+            refused_policies=allowed.refused_policies,
         )
-        delta.registers = registers.combine(delta.registers, lifted)
+        delta.registers = registers.apply(delta.registers, lifted.registers)
+        message.flags += lifted.flags
 
     def write(self) -> Applied:
         """Write everything, in the order that keeps locks free of circles."""
@@ -419,11 +451,11 @@ class _Batch:
         after = {}
         for anchor, delta in self.deltas.items():
             held, states = before.get(self.ids[anchor], ({}, {}))
-            after[self.ids[anchor]] = Delta(
-                registers.combine(held, delta.registers), folder.combine(states, delta.states)
-            )
+            given = registers.apply(held, delta.registers)
+            after[self.ids[anchor]] = Delta(given, folder.combine(states, delta.states))
             person = self.resolver.of[anchor].root()
-            person.registers = registers.combine(person.registers, delta.registers)
+            # Not the delta: a counter's is what was added, and a person's state holds the anchor's sum.
+            person.registers = registers.combine(person.registers, {name: given[name] for name in delta.registers})
             person.states = folder.combine(person.states, delta.states)
         if after:
             store.update_anchors(self.connection, after)
@@ -439,6 +471,7 @@ class _Batch:
                 _encode(person.graph),
                 _encode(registers.present(person.registers)),
                 _encode(folder.present(person.states)),
+                bytes(registers.present_consent(person.registers)),
             )
             for person in changed
         ]
@@ -454,7 +487,7 @@ class _Batch:
                 row.person.version,
                 profiles.document(
                     profiles.Document(
-                        row.person.id, row.graph, row.traits, row.computed, row.person.version,
+                        row.person.id, row.graph, row.traits, row.computed, row.consent, row.person.version,
                         shown, clock.isoformat_us(row.person.created_us), shown,
                     )
                 ),
@@ -473,3 +506,9 @@ class _Batch:
             moved=[(one, profile) for one, profile in resolver.elsewhere() if one not in carried],
             merged=[(person.id, person.version + 1) for person in resolver.merged],
         )
+
+
+def origin_of(message: Message, allowed: Trust) -> Origin:
+    """Return where a message's traits come from, and what orders them."""
+    at_us = min(message.occurred_us, message.received_us + FUTURE_TOLERANCE_US)
+    return Origin(at_us, 1 - allowed.source_class, message.message_id, message.source_id, str(message.anchor))

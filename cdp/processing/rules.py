@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cdp.processing import store, traits
 from cdp.processing.clusters import Ruleset
 from cdp.processing.identity import EMAIL
+from cdp.processing.policies import COUNTER, Policies
 
 # What a source of a kind may not set unless its rules say otherwise: browser and mobile keys are public.
 PUBLIC_KINDS = frozenset({"browser", "mobile"})
-PUBLIC_REFUSALS = {"refused_namespaces": [EMAIL], "refused_traits": [EMAIL, "consent"], "refused_calls": ["import"]}
+PUBLIC_REFUSALS = {
+    "refused_namespaces": [EMAIL], "refused_traits": [EMAIL, "consent"], "refused_calls": ["import"],
+    "refused_policies": [COUNTER],
+}  # fmt: skip
+REFUSALS = tuple(PUBLIC_REFUSALS)
 
 
 class Trust(NamedTuple):
@@ -21,14 +26,14 @@ class Trust(NamedTuple):
     refused_namespaces: frozenset[str]
     refused_traits: frozenset[str]
     refused_calls: frozenset[str]
+    refused_policies: frozenset[str] = frozenset()
 
 
 def trust(kind: str, rules: dict[str, Any]) -> Trust:
     """Return what a source of this kind, with these overrides, may set."""
     public = kind in PUBLIC_KINDS
     merged = (PUBLIC_REFUSALS if public else {}) | rules
-    refused = (frozenset(merged.get(name, ())) for name in ("refused_namespaces", "refused_traits", "refused_calls"))
-    return Trust(int(public), *refused)
+    return Trust(int(public), *(frozenset(merged.get(name, ())) for name in REFUSALS))
 
 
 UNKNOWN_SOURCE = trust("browser", {})
@@ -42,6 +47,7 @@ class Rules:
     folder: traits.Folder
     trust: dict[int, Trust]
     identity: Ruleset
+    policies: Policies = field(default_factory=Policies)
 
     def source_class(self, source_id: int) -> int:
         """Return how far a source's evidence counts: 0 before 1 in canonical order."""
@@ -56,4 +62,5 @@ class Rules:
             traits.Folder(store.definitions(connection)),
             {source_id: trust(row.kind, row.rules) for source_id, row in rows.items()},
             store.identity_rules(connection),
+            Policies(store.merge_policies(connection)),
         )

@@ -19,6 +19,7 @@ from cdp.processing.copying import NULL, bytea, copy, escaped, instant, number, 
 from cdp.processing.decode import Message
 from cdp.processing.identity import Identifier
 from cdp.processing.people import BLOCKED, Delta, Person
+from cdp.processing.policies import Policy
 from cdp.processing.traits import Definition
 from martech.lib import clock
 from martech.lib.errors import RetryableError
@@ -107,6 +108,12 @@ def definitions(connection: Connection) -> list[Definition]:
         Definition(number, name, kind, event_type, event_name, _decode(options), version)
         for number, name, kind, event_type, event_name, options, version in rows
     ]
+
+
+def merge_policies(connection: Connection) -> list[Policy]:
+    """Return the merge policies of given traits."""
+    rows = connection.execute("SELECT trait, policy, sources, version FROM cdp_mergepolicy ORDER BY trait").fetchall()
+    return [Policy(trait, policy, tuple(ids), version) for trait, policy, ids, version in rows]
 
 
 def identity_rules(connection: Connection) -> Ruleset:
@@ -207,6 +214,7 @@ class ProfileRow(NamedTuple):
     graph: bytes
     traits: bytes
     computed: bytes
+    consent: bytes
 
 
 def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) -> None:
@@ -215,7 +223,7 @@ def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) 
         connection,
         "batch_people",
         "id uuid, version bigint, identity_graph jsonb, traits jsonb, computed_traits jsonb, registers jsonb,"
-        " trait_states jsonb, standing smallint",
+        " trait_states jsonb, consent jsonb, standing smallint",
         (
             (
                 text(str(row.person.id)),
@@ -225,6 +233,7 @@ def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) 
                 escaped(row.computed),
                 escaped(encode(row.person.registers)),
                 escaped(encode(row.person.states)),
+                escaped(row.consent),
                 number(row.person.standing),
             )
             for row in rows
@@ -233,7 +242,7 @@ def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) 
     connection.execute(
         "UPDATE customer_profiles p SET version = b.version, identity_graph = b.identity_graph, traits = b.traits,"
         " computed_traits = b.computed_traits, registers = b.registers, trait_states = b.trait_states,"
-        " standing = b.standing, timestamp = %s"
+        " consent = b.consent, standing = b.standing, timestamp = %s"
         " FROM batch_people b WHERE p.id = b.id",
         [now],
     )

@@ -3,10 +3,11 @@
 Every helper notes its declaration in `DECLARED`, from which a test checks the README's table.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from martech.lib.errors import ConfigurationError
@@ -92,6 +93,18 @@ def flag(name: str, default: bool, help_text: str) -> bool:
 def names(name: str, default: str, help_text: str) -> list[str]:
     """Return a list of names from a comma-separated text."""
     return [part.strip() for part in text(name, default, help_text).split(",") if part.strip()]
+
+
+def document(name: str, default: str, help_text: str) -> dict[str, Any]:
+    """Return a JSON object; `default` is its text."""
+
+    def parse(raw: str) -> dict[str, Any]:
+        found = json.loads(raw)
+        if not isinstance(found, dict):
+            raise ValueError(raw)  # noqa: TRY004 - what `_read` takes for an unusable text
+        return found
+
+    return _read(name, parse(default), help_text, "a JSON object", parse)
 
 
 def url(name: str, default: str, help_text: str, *, schemes: Sequence[str]) -> str:

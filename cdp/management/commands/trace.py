@@ -88,6 +88,8 @@ def _outcome(one: Any) -> str:
     return {
         "current": "counts",
         "older": f"overtaken by {one.winner}, {one.won_at}",
+        "combined": "counts together with what others said",
+        "misfit": "does not fit the trait's merge policy",
         "refused": "the source may not set it",
         "gone": "the profile no longer has it",
     }[one.outcome]

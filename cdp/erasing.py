@@ -1,0 +1,307 @@
+"""Erasing a person from PostgreSQL: their rows go, and what others' rows say of them is taken out.
+
+Each function works in its caller's transaction and may be called again: then it finds less, or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from django.contrib.admin.models import LogEntry
+from django.db import connection
+
+from cdp import dead_letters, redaction
+from cdp.models import DeadLetter, EventImport, TaskRun
+from cdp.processing import suppression
+from cdp.processing.identity import Identifier
+from cdp.redaction import ERASED
+from martech.lib.errors import RetryableError
+
+# Rows that are looked at, or rewritten, in one go.
+CHUNK = 500
+# Profiles may be merged while we wait for their locks.
+TRIES = 10
+
+_LIVING = """
+SELECT DISTINCT i.profile_id FROM cdp_identifier i
+LEFT JOIN unnest(%(namespaces)s::text[], %(values)s::text[]) AS wanted (namespace, value)
+    ON i.namespace = wanted.namespace AND i.value = wanted.value
+WHERE wanted.value IS NOT NULL OR i.profile_id = ANY(%(profiles)s::uuid[])
+"""
+# Those that became part of them, at whatever remove; and of those that are given, what they became part of.
+_ALL = """
+WITH RECURSIVE up AS (
+    SELECT id, merged_into_id FROM customer_profiles WHERE id = ANY(%(profiles)s::uuid[])
+    UNION
+    SELECT p.id, p.merged_into_id FROM customer_profiles p JOIN up ON p.id = up.merged_into_id
+), down AS (
+    SELECT id FROM up
+    UNION
+    SELECT p.id FROM customer_profiles p JOIN down ON p.merged_into_id = down.id
+)
+SELECT id FROM down
+"""
+_LOCK = "SELECT id FROM customer_profiles WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE"
+_EMPTY = """
+UPDATE customer_profiles SET identity_graph = '{}', traits = '{}', computed_traits = '{}', registers = '{}',
+    trait_states = '{}', consent = '{}', standing = 0, version = version + 1, timestamp = now(), erased_at = now()
+WHERE id = ANY(%s::uuid[]) AND (erased_at IS NULL OR identity_graph <> '{}')
+"""
+# In this order: what points to identifiers goes before them. Each takes the ids of the anchors.
+_DELETIONS = {
+    "events": "DELETE FROM event_stream WHERE anchor_id = ANY(%s::bigint[])",
+    "edges": "DELETE FROM cdp_edge WHERE left_id = ANY(%s::bigint[]) OR right_id = ANY(%s::bigint[])",
+    "unmerge_sides": "DELETE FROM cdp_unmergeside WHERE identifier_id = ANY(%s::bigint[])",
+    "account_memberships": "DELETE FROM cdp_accountmember WHERE identifier_id = ANY(%s::bigint[])",
+    "identifiers": "DELETE FROM cdp_identifier WHERE id = ANY(%s::bigint[])",
+}
+# An event says two identifiers only where there is an edge between its anchor and each other one.
+_NEIGHBOURS = """
+SELECT DISTINCT i.id, i.profile_id FROM cdp_edge e
+JOIN cdp_identifier i ON i.id = CASE WHEN e.left_id = ANY(%(anchors)s::bigint[]) THEN e.right_id ELSE e.left_id END
+WHERE (e.left_id = ANY(%(anchors)s::bigint[]) OR e.right_id = ANY(%(anchors)s::bigint[]))
+AND i.id <> ALL(%(anchors)s::bigint[])
+"""
+_DECISIONS = """
+UPDATE cdp_identitydecision SET detail = '{}', message_id = ''
+WHERE (profile_id = ANY(%(profiles)s::uuid[]) OR other_id = ANY(%(profiles)s::uuid[]))
+AND (detail <> '{}' OR message_id <> '')
+"""
+_MENTIONS = """
+SELECT event_id, ingested_at, anchor_id, message_id, name, identifiers::text, properties::text, context::text,
+    extra::text
+FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND identifiers @> ANY(%(pairs)s::jsonb[])
+LIMIT %(limit)s FOR UPDATE
+"""
+_REWRITE = """
+UPDATE event_stream SET message_id = %s, name = %s, identifiers = %s::jsonb, properties = %s::jsonb,
+    context = %s::jsonb, extra = %s::jsonb
+WHERE event_id = %s AND ingested_at = %s
+"""
+# A search of bytes, whatever they are: non-ASCII ones are written as ASCII, which `lower` and `position` take.
+_LETTERS = """
+SELECT id FROM cdp_deadletter AS letter
+WHERE id > %s AND EXISTS (
+    SELECT FROM unnest(%s::bytea[]) AS form (bytes)
+    WHERE position(lower(encode(form.bytes, 'escape')) IN lower(encode(letter.delivery, 'escape'))) > 0
+) ORDER BY id LIMIT %s
+"""
+
+
+@dataclass(slots=True)
+class Person:
+    """Whom an erasure is about, as far as it has found out: kept in its row until the end.
+
+    `anchors` are the ids of the identifiers' rows; `around` are those of others' that edges led to, `neighbours` their
+    profiles.
+    """
+
+    identifiers: list[Identifier] = field(default_factory=list)
+    anchors: list[int] = field(default_factory=list)
+    profiles: list[UUID] = field(default_factory=list)
+    around: list[int] = field(default_factory=list)
+    neighbours: list[UUID] = field(default_factory=list)
+
+    @property
+    def values(self) -> list[str]:
+        """The identifiers' values."""
+        return sorted({one.value for one in self.identifiers})
+
+
+def hold(person: Person) -> None:
+    """Lock the person's living profiles as processing does, in id order, and add what belongs to them by now."""
+    held: set[UUID] = set()
+    for _ in range(TRIES):
+        living = {row[0] for row in select(_LIVING, _named(person))}
+        if living <= held:
+            break
+        # More than one round, where a batch joined them to others meanwhile, may deadlock: then the task comes again.
+        held |= {row[0] for row in select(_LOCK, [sorted(living - held)])}
+    else:
+        raise RetryableError("The person's profiles are being merged all the time. Try again.")
+    rows = select("SELECT id, namespace, value FROM cdp_identifier WHERE profile_id = ANY(%s::uuid[])", [sorted(held)])
+    person.anchors = sorted({*person.anchors, *(row[0] for row in rows)})
+    person.identifiers = list(dict.fromkeys([*person.identifiers, *(Identifier(*row[1:]) for row in rows)]))
+    person.profiles = sorted({*person.profiles, *held})
+    whole(person)
+
+
+def whole(person: Person) -> Person:
+    """Add the profiles that became part of the person's, at whatever remove."""
+    person.profiles = sorted(row[0] for row in select(_ALL, {"profiles": person.profiles}))
+    return person
+
+
+def delete(person: Person) -> dict[str, int]:
+    """Delete a held person's rows, leave their profiles as empty stubs, and return how many rows it was."""
+    beside = select(_NEIGHBOURS, {"anchors": person.anchors})
+    person.around = sorted({*person.around, *(row[0] for row in beside)})
+    person.neighbours = sorted({*person.neighbours, *(row[1] for row in beside)})
+    counts = {name: _count(query, [person.anchors] * query.count("%s")) for name, query in _DELETIONS.items()}
+    counts["decisions"] = _count(_DECISIONS, {"profiles": person.profiles})
+    counts["profiles"] = _count(_EMPTY, [person.profiles])
+    return counts
+
+
+def letters(person: Person) -> int:
+    """Delete the dead letters that hold one of the person's identifiers; return how many."""
+    return DeadLetter.objects.filter(pk__in=[letter.pk for letter in letters_of(person)]).delete()[0]
+
+
+def letters_of(person: Person) -> Iterator[DeadLetter]:
+    """Yield the dead letters that hold one of the person's identifiers, oldest first."""
+    found, after = redaction.pattern(person.values), 0
+    while person.values and (ids := [row[0] for row in select(_LETTERS, [after, _forms(person.values), CHUNK])]):
+        after = ids[-1]
+        for letter in DeadLetter.objects.filter(pk__in=ids).order_by("pk").iterator(20):
+            if _holds(letter, found):
+                yield letter
+
+
+def _holds(letter: DeadLetter, found: re.Pattern[str]) -> bool:
+    """Tell whether an identifier stands in a letter as a text of its own, or as a word of one."""
+    try:
+        delivery = dead_letters.delivery_of(letter)
+    except dead_letters.UnreadableLetter:
+        # Its bytes hold one, and nobody can say more.
+        return True
+    bodies = [delivery.context, delivery.integrations, *(event.body for event in delivery.events)]
+    said = [letter.message_id, *(text for body in bodies for text in suppression.texts(body))]
+    return any(found.search(text) for text in [*said, *(body.decode("utf-8", "replace") for body in bodies)])
+
+
+def _forms(values: Iterable[str]) -> list[bytes]:
+    """Return how JSON may write values."""
+    plain = {
+        form
+        for one in values
+        for form in (one, *(json.dumps(one, ensure_ascii=ascii)[1:-1] for ascii in (True, False)))
+    }
+    every = {form for one in plain for form in (one, one.replace("/", "\\/"))}
+    return sorted(form.encode("utf-8", "replace") for form in every)
+
+
+def mentions(person: Person) -> int:
+    """Take the person's identifiers out of some events of others, and of their traits; return of how many events."""
+    found = redaction.pattern(person.values)
+    pairs = [json.dumps([[one.namespace, one.value]]) for one in person.identifiers]
+    events = select(_MENTIONS, {"around": person.around, "pairs": pairs, "limit": CHUNK})
+    for row in events:
+        _execute(_REWRITE, _without(row, person, found))
+    profiles = _scrub_states({row[2] for row in events}, found) if events else []
+    person.neighbours = sorted({*person.neighbours, *profiles})
+    return len(events)
+
+
+def _without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
+    event_id, ingested_at, _, message_id, name, identifiers, *said = row
+    gone = set(person.identifiers)
+    kept = [pair for pair in json.loads(identifiers) if Identifier(*pair) not in gone]
+    cleaned = [text and redaction.redact_json(text, found) for text in said]
+    plain = [redaction.redact(text, found) for text in (message_id, name)]
+    return [*plain, json.dumps(kept, ensure_ascii=False), *cleaned, event_id, ingested_at]
+
+
+def _scrub_states(anchors: Iterable[int], found: re.Pattern[str]) -> list[UUID]:
+    """Take the identifiers out of what those events made of others' traits, as a replay of them would."""
+    locked = select(
+        "SELECT id FROM customer_profiles WHERE id IN (SELECT profile_id FROM cdp_identifier WHERE id = ANY(%s))"
+        " ORDER BY id FOR UPDATE",
+        [sorted(anchors)],
+    )
+    profiles = [row[0] for row in locked]
+    columns = ("registers", "traits", "trait_states", "computed_traits", "consent")
+    also = ", version = version + 1, timestamp = now()"
+    _scrub_rows("customer_profiles", "id = ANY(%s::uuid[])", profiles, columns, found, also=also)
+    _scrub_rows("cdp_identifier", "id = ANY(%s)", sorted(anchors), ("registers", "trait_states"), found)
+    return profiles
+
+
+def _scrub_rows(
+    table: str, where: str, ids: Sequence[Any], columns: Sequence[str], found: re.Pattern[str], *, also: str = ""
+) -> None:
+    shown = ", ".join(f"{column}::text" for column in columns)
+    for row_id, *before in select(f"SELECT id, {shown} FROM {table} WHERE {where} ORDER BY id FOR UPDATE", [ids]):  # noqa: S608
+        after = [redaction.redact_json(text, found) for text in before]
+        if after != before:
+            set_to = ", ".join(f"{column} = %s::jsonb" for column in columns)
+            _execute(f"UPDATE {table} SET {set_to}{also} WHERE id = %s", [*after, row_id])  # noqa: S608
+
+
+def elsewhere(person: Person) -> dict[str, int]:
+    """Take the person out of what people and tasks wrote down: the admin's log, errors of tasks, notes."""
+    found = redaction.pattern(person.values)
+    return {
+        "decisions": _scrub_decisions(person, found),
+        "admin_log": _scrub_log(person, found),
+        "task_errors": _scrub_texts(TaskRun.objects.exclude(error=""), ("error",), person, found),
+        "imports": _scrub_texts(EventImport.objects.all(), ("name",), person, found),
+    }
+
+
+def _scrub_decisions(person: Person, found: re.Pattern[str]) -> int:
+    """Redact the decisions on others that name an identifier of the person's."""
+    rows = select(
+        "SELECT id, detail::text, message_id FROM cdp_identitydecision WHERE EXISTS (SELECT FROM unnest(%s::text[]) AS"
+        " form (text) WHERE position(lower(form.text) IN lower(detail::text || ' ' || message_id)) > 0)",
+        [[form.decode() for form in _forms(person.values)]],
+    )
+    changed = 0
+    for row_id, detail, message_id in rows:
+        cleaned = redaction.redact_json(detail, found), redaction.redact(message_id, found)
+        if cleaned != (detail, message_id):
+            _execute("UPDATE cdp_identitydecision SET detail = %s::jsonb, message_id = %s WHERE id = %s",
+                     [*cleaned, row_id])  # fmt: skip
+            changed += 1
+    return changed
+
+
+def _scrub_log(person: Person, found: re.Pattern[str]) -> int:
+    ours = [str(one) for one in [*person.profiles, *person.anchors]]
+    rows = LogEntry.objects.filter(content_type__app_label="cdp", object_id__in=ours)
+    shown = rows.exclude(object_repr=ERASED).update(object_repr=ERASED, change_message="")
+    return shown + _scrub_texts(LogEntry.objects.all(), ("object_repr", "change_message"), person, found)
+
+
+def _scrub_texts(rows: Any, columns: Sequence[str], person: Person, found: re.Pattern[str]) -> int:
+    """Redact text columns of the rows that hold a value."""
+    changed = 0
+    for column in columns:
+        for value in person.values:
+            for row in rows.filter(**{f"{column}__icontains": value}).only(column).iterator(100):
+                text = getattr(row, column)
+                cleaned = redaction.redact(text, found)
+                if cleaned != text:
+                    changed += rows.model.objects.filter(pk=row.pk).update(**{column: cleaned})
+    return changed
+
+
+def _named(person: Person) -> dict[str, Any]:
+    return {
+        "namespaces": [one.namespace for one in person.identifiers],
+        "values": [one.value for one in person.identifiers],
+        "profiles": person.profiles,
+    }
+
+
+def select(query: Any, values: Any) -> list[tuple[Any, ...]]:
+    """Return what a query finds."""
+    with connection.cursor() as cursor:
+        cursor.execute(query, values)
+        return cursor.fetchall()
+
+
+def _execute(query: Any, values: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(query, values)
+
+
+def _count(query: str, values: Any) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(query, values)
+        return cursor.rowcount

@@ -1,0 +1,247 @@
+"""Event rows as Parquet files: their columns, and how they come from PostgreSQL's CSV.
+
+A file stands alone: it names anchors and sources, JSON is the exact text, times are UTC microseconds. Rows are
+in the order of (anchor_id, occurred_at, event_id). pyarrow is loaded when it is needed only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from cdp import redaction
+from martech.lib.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COMPRESSION = "zstd"
+# Bytes of CSV that become one row group: so much, times a small factor, is in memory.
+BLOCK_BYTES = 8 * 2**20
+_NULL = r"\N"
+_US = "(extract(epoch FROM {}) * 1000000)::bigint"
+# Column → what PostgreSQL is asked for, and its type in the file; `event` is the row, `anchor` and `source` its own.
+COLUMNS: dict[str, tuple[str, str]] = {
+    "event_id": ("event.event_id", "int64"),
+    "ingested_at": (_US.format("event.ingested_at"), "time"),
+    "profile_id": ("event.profile_id", "string"),
+    "anchor_id": ("event.anchor_id", "int64"),
+    "anchor_namespace": ("anchor.namespace", "string"),
+    "anchor_value": ("anchor.value", "string"),
+    "identifiers": ("event.identifiers", "identifiers"),
+    "event_type": ("event.event_type", "string"),
+    "name": ("event.name", "string"),
+    "properties": ("event.properties", "string"),
+    "context": ("event.context", "string"),
+    "extra": ("event.extra", "string"),
+    "source_id": ("event.source_id", "int32"),
+    "source": ("source.name", "string"),
+    "message_id": ("event.message_id", "string"),
+    "occurred_at": (_US.format("event.occurred_at"), "time"),
+    "original_timestamp": ("event.original_timestamp", "string"),
+    "received_at": (_US.format("event.received_at"), "time"),
+    "flags": ("to_json(event.flags)", "texts"),
+    "log_partition": ("event.log_partition", "int16"),
+    "log_position": ("event.log_position", "string"),
+    "plan_version": ("event.plan_version", "int32"),
+    "transformation_version": ("event.transformation_version", "int32"),
+    "trace_parent": ("event.trace_parent", "string"),
+}
+TIMES = frozenset(name for name, (_, kind) in COLUMNS.items() if kind == "time")
+ORDER = ("anchor_id", "occurred_at", "event_id")
+# Where an event may name a person.
+SAID = ("name", "message_id", "original_timestamp")
+SAID_AS_JSON = ("properties", "context", "extra")
+_pairs = msgspec.json.Decoder(list[list[tuple[str, str]]])
+_texts = msgspec.json.Decoder(list[list[str]])
+
+
+def arrow() -> Any:
+    """Return pyarrow with what is used of it; ConfigurationError names the package to install."""
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.csv
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigurationError(
+            "The archive needs pyarrow: pip install 'martech[archive]', or pip install pyarrow."
+        ) from error
+    return pyarrow
+
+
+def schema() -> pa.Schema:
+    """Return the columns of a file."""
+    pa = arrow()
+    types = {
+        "time": pa.timestamp("us", tz="UTC"),
+        "identifiers": pa.list_(pa.struct([("namespace", pa.string()), ("value", pa.string())])),
+        "texts": pa.list_(pa.string()),
+    }
+    return pa.schema(
+        [(name, types[kind] if kind in types else getattr(pa, kind)()) for name, (_, kind) in COLUMNS.items()]
+    )
+
+
+def batches(rows: Iterable[bytes | bytearray | memoryview], extra: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """Return rows of CSV (without a header, NULL as \\N) as tables, a block at a time.
+
+    `extra` names whole numbers that come before the columns; they stay in front.
+    """
+    block: list[bytes] = []
+    size = 0
+    for row in rows:
+        block.append(bytes(row))
+        size += len(row)
+        if size >= BLOCK_BYTES:
+            yield _table(b"".join(block), extra)
+            block, size = [], 0
+    if block:
+        yield _table(b"".join(block), extra)
+
+
+def _table(data: bytes, extra: Sequence[str]) -> pa.Table:
+    pa = arrow()
+    raw = {"time": pa.int64(), "identifiers": pa.string(), "texts": pa.string()}
+    kinds = {name: kind for name, (_, kind) in COLUMNS.items()}
+    types = {name: raw[kind] if kind in raw else getattr(pa, kind)() for name, kind in kinds.items()}
+    types = dict.fromkeys(extra, pa.int32()) | types
+    read = pa.csv.read_csv(
+        pa.BufferReader(data),
+        read_options=pa.csv.ReadOptions(column_names=list(types), block_size=len(data) + 1, use_threads=False),
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        # Quoted, the two letters are a text; PostgreSQL quotes it so.
+        convert_options=pa.csv.ConvertOptions(
+            column_types=types, null_values=[_NULL], strings_can_be_null=True, quoted_strings_can_be_null=False
+        ),
+    )
+    fields = {**dict.fromkeys(extra), **{field.name: field.type for field in schema()}}
+    return pa.table({name: _converted(read.column(name), kinds.get(name, ""), type_) for name, type_ in fields.items()})
+
+
+def _converted(column: Any, kind: str, wanted: Any) -> Any:
+    if kind == "time":
+        return column.cast(wanted)
+    if kind in {"identifiers", "texts"}:
+        return _lists(column, kind)
+    return column
+
+
+def _lists(column: Any, kind: str) -> Any:
+    """Return a column of JSON arrays as lists."""
+    pa = arrow()
+    decoder: Any = _pairs if kind == "identifiers" else _texts
+    rows = decoder.decode("[" + ",".join(column.to_pylist()) + "]")
+    offsets, total = [0], 0
+    for row in rows:
+        total += len(row)
+        offsets.append(total)
+    if kind == "texts":
+        values = pa.array([one for row in rows for one in row], pa.string())
+    else:
+        columns = [pa.array([pair[side] for row in rows for pair in row], pa.string()) for side in (0, 1)]
+        values = pa.StructArray.from_arrays(columns, ["namespace", "value"])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+
+def writer(target: IO[bytes]) -> Any:
+    """Return a writer of a file's tables; `close` finishes the file."""
+    return arrow().parquet.ParquetWriter(target, schema(), compression=COMPRESSION, write_statistics=True)
+
+
+def count(file: IO[bytes]) -> int:
+    """Return the rows that a file's footer says; ConfigurationError where it is no whole Parquet file."""
+    pa = arrow()
+    try:
+        return int(pa.parquet.read_metadata(file).num_rows)
+    except pa.ArrowInvalid as error:
+        raise ConfigurationError(f"The archive's file is damaged: {error}. Restore it from a backup.") from error
+
+
+def tables(
+    file: IO[bytes], *, anchors: Collection[int] | None = None, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Return a file's rows, a row group at a time: those of some anchors (a set, or a range of them), or all."""
+    pa = arrow()
+    with pa.parquet.ParquetFile(file, pre_buffer=False) as parquet:
+        position = parquet.schema_arrow.get_field_index("anchor_id")
+        asked = None if columns is None else list(dict.fromkeys([*columns, "anchor_id"]))
+        for number in range(parquet.num_row_groups):
+            if anchors is not None and not _may_hold(parquet.metadata.row_group(number).column(position), anchors):
+                continue
+            table = parquet.read_row_group(number, columns=asked, use_threads=False)
+            if anchors is not None:
+                table = table.filter(_is_in(table["anchor_id"], anchors))
+            if table.num_rows:
+                yield table if columns is None else table.select(list(columns))
+
+
+def _may_hold(chunk: Any, anchors: Collection[int]) -> bool:
+    statistics = chunk.statistics
+    if statistics is None or not statistics.has_min_max:
+        return True
+    if isinstance(anchors, range):
+        return bool(anchors) and anchors[0] <= statistics.max and statistics.min <= anchors[-1]
+    return any(statistics.min <= anchor <= statistics.max for anchor in anchors)
+
+
+def _is_in(column: Any, anchors: Collection[int]) -> Any:
+    pa = arrow()
+    if isinstance(anchors, range):
+        compute = pa.compute
+        return compute.and_(compute.greater_equal(column, anchors.start), compute.less(column, anchors.stop))
+    return pa.compute.is_in(column, value_set=pa.array(sorted(anchors), pa.int64()))
+
+
+def plain(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Return a table's rows as dicts, with times as microseconds since 1970."""
+    pa = arrow()
+    for name in TIMES & set(table.column_names):
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, table[name].cast(pa.int64()))
+    columns = [table[name].to_pylist() for name in table.column_names]
+    return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def redacted(table: pa.Table, texts: Sequence[str]) -> tuple[pa.Table, int]:
+    """Return a table in which no event says any of the texts (see `redaction`), and how many it changed."""
+    pa = arrow()
+    mask = _mentions(table, texts)
+    found = redaction.pattern(texts)
+    before = table.filter(mask).to_pylist()
+    after = [_redacted(row, found, frozenset(texts)) for row in before]
+    changed = sum(new != old for new, old in zip(after, before, strict=True))
+    if not changed:
+        return table, 0
+    others = table.filter(pa.compute.invert(mask))
+    both = pa.concat_tables([others, pa.Table.from_pylist(after, schema=table.schema)])
+    return both.sort_by([(name, "ascending") for name in ORDER]), changed
+
+
+def _mentions(table: pa.Table, texts: Sequence[str]) -> Any:
+    """Return for each row whether any of the texts may stand in it."""
+    pa = arrow()
+    compute = pa.compute
+    found = _identified(table, frozenset(texts))
+    for text in texts:
+        for name in (*SAID, *SAID_AS_JSON):
+            within = msgspec.json.encode(text).decode()[1:-1] if name in SAID_AS_JSON else text
+            hit = compute.match_substring(table[name], within, ignore_case=True)
+            found = compute.or_(found, hit.fill_null(False))
+    return found
+
+
+def _identified(table: pa.Table, texts: frozenset[str]) -> Any:
+    pa = arrow()
+    column = table["identifiers"].to_pylist()
+    return pa.array([any(one["value"] in texts for one in row) for row in column], pa.bool_())
+
+
+def _redacted(row: dict[str, Any], found: re.Pattern[str], texts: frozenset[str]) -> dict[str, Any]:
+    plain = {name: redaction.redact(row[name], found) for name in SAID if row[name]}
+    coded = {name: redaction.redact_json(row[name], found) for name in SAID_AS_JSON if row[name]}
+    kept = [one for one in row["identifiers"] if one["value"] not in texts]
+    return row | plain | coded | {"identifiers": kept}

@@ -1,0 +1,277 @@
+"""An erased person is nowhere any more, does not come back by any way in, and nobody else has changed."""
+
+import asyncio
+import json
+import subprocess
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, date, datetime
+
+import pytest
+import redis
+from django.conf import settings as django_settings
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.db import connection
+from django.utils import timezone
+
+from cdp import archive, holders, partitions, privacy
+from cdp.collector.keys import WriteKey
+from cdp.engines.local import LocalEngine
+from cdp.log import open_log
+from cdp.models import (
+    Account,
+    AccountMember,
+    DeadLetter,
+    Erasure,
+    Identifier,
+    Profile,
+)
+from cdp.processing.identity import Identifier as Key
+from martech.embedded.postgres import binaries
+from martech.lib.errors import RetryableError
+from tests import collecting
+from tests.factories import make_source
+from tests.platform import message
+from tests.valkey import own_valkey
+
+# No value of Ann's is part of anybody else's.
+ANN = {
+    "user_id": "quillfeather-7781",
+    "email": "wilhelmina.quill@postbox.example",
+    "older": "cookie-zebracrossing-1",
+    "cookie": "cookie-hummingbird-2",
+    "name": "Wilhelmina Quillfeather",
+    "street": "Marzipangasse 12½",
+    "note": "prefers nightingales",
+    "crm": "0035-WQ-QUILL",
+}
+VALUES = [*ANN.values(), "Zahnarzttermin", "Wilhelmina.Quill@Postbox.example"]
+# A value of Ann's that was never an identifier may stand where others said it of themselves: none does here.
+EARLIER = date(2026, 3, 2)
+
+
+@pytest.fixture
+def platform(own_database, settings, tmp_path):
+    """A collector, a log, a cache, a processor, an archive and holders, all of this test's own."""
+    with own_valkey("log") as log, own_valkey("cache") as cache:
+        settings.CONFIG = replace(
+            settings.CONFIG, log_url=log.url, cache_url=cache.url, database_url=own_database, log_partitions=4
+        )
+        settings.ARCHIVE_EVENTS, settings.ARCHIVE_BUCKETS = True, 4
+        settings.STORAGES = settings.STORAGES | {
+            name: {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": tmp_path / name}}
+            for name in ("archive", "default")
+        }
+        holders.holder("memory").rows.clear()
+        yield Platform(log, cache, own_database, tmp_path)
+
+
+class Platform:
+    """What the test does with it: send, process, and look into every store."""
+
+    def __init__(self, log, cache, database_url, home):
+        self.log, self.cache, self.database_url, self.home = log, cache, database_url, home
+        self.shop = make_source("shop")
+        self.strict = make_source("strict", rules={"refused_calls": ["track"]})
+        keys = {"shop": WriteKey(source_id=self.shop.pk), "strict": WriteKey(source_id=self.strict.pk)}
+        collecting.publish(keys, url=log.url)
+
+    def send(self, *messages, source="shop"):
+        """Send messages to a real collector, as one batch."""
+
+        async def run():
+            config = django_settings.CONFIG
+            events = open_log(config.log_url, partitions=config.log_partitions)
+            changes = {"log_url": config.log_url, "cache_url": config.cache_url, "database_url": self.database_url}
+            async with collecting.collecting(log=events, log_partitions=4, **changes) as running:
+                answered = await running.post("/v1/batch", {"batch": list(messages)}, key=source)
+                assert answered.status_code == 200, answered.text
+
+        asyncio.run(run())
+
+    def process(self):
+        """Run a processor until the log is empty, and return how many events it took."""
+        config = django_settings.CONFIG
+        with closing(open_log(config.log_url, partitions=config.log_partitions)) as events:
+            engine = LocalEngine(config, events)
+            with closing(engine.cache):
+                return engine.drain()
+
+    def stores(self):
+        """Return the bytes of everything that is kept, by store."""
+        with redis.Redis.from_url(self.cache.url) as client:
+            keys = sorted(client.keys())
+            cached = b"\n".join([*keys, *(client.get(key) or b"" for key in keys)])
+        files = [path for path in (self.log._server.data).rglob("*") if path.is_file()]
+        kept = [path for path in self.home.rglob("*") if path.is_file()]
+        rows = [row for file in archive.files() for table in archive.read(file) for row in table.to_pylist()]
+        return {
+            "postgresql": subprocess.run(
+                [binaries() / "pg_dump", self.database_url], capture_output=True, check=True
+            ).stdout,
+            "log": b"".join(path.read_bytes() for path in files),
+            "cache": cached,
+            "files": b"".join(path.read_bytes() for path in kept),
+            "archive": repr(rows).encode(),
+            "holders": repr(holders.holder("memory").rows).encode(),
+        }
+
+    def found(self):
+        """Return which of Ann's values stand where, in whatever way they may be written."""
+        stores = self.stores()
+        return {
+            (store, value)
+            for store, data in stores.items()
+            for value in VALUES
+            for form in {value, json.dumps(value)[1:-1]}
+            if form.encode() in data or form.encode().hex().encode() in data
+        }
+
+
+def story():
+    """Return everything that Ann and those around her did, in batches."""
+    at = "2026-11-01T10:00:00Z"
+    ann = [
+        message("page", anonymousId=ANN["older"], name="Home", timestamp=at),
+        message("identify", userId=ANN["user_id"], anonymousId=ANN["older"], timestamp=at,
+                traits={"email": "Wilhelmina.Quill@Postbox.example", "name": ANN["name"],
+                        "address": {"street": ANN["street"], "notes": [{"deep": ANN["note"]}]}}),
+        message(userId=ANN["user_id"], event="Booked", properties={"what": "Zahnarzttermin", "total": 12.5}),
+        message(userId=ANN["user_id"], anonymousId=ANN["cookie"], event="Clicked",
+                context={"externalIds": [{"type": "crm_id", "id": ANN["crm"]}]}),
+        message("group", userId=ANN["user_id"], groupId="acme", traits={"name": "Acme"}),
+    ]  # fmt: skip
+    others = [
+        message("identify", userId="bob-the-builder", traits={"name": "Bob", "email": "bob@example.com"}),
+        message(userId="bob-the-builder", event="Order Completed", properties={"total": 3}),
+        # Bob sits down at Ann's machine: refused, and remembered with what it said.
+        message("identify", userId="bob-the-builder", anonymousId=ANN["cookie"],
+                traits={"friend": ANN["email"], "city": "Bonn"}),
+    ]  # fmt: skip
+    return ann, others
+
+
+def others_state():
+    """Return what is known of everybody but Ann."""
+    rows = Identifier.objects.filter(value__in=["bob-the-builder", "bob@example.com"]).order_by("value")
+    bob = Profile.objects.get(identifiers__value="bob-the-builder")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT message_id, name FROM event_stream WHERE profile_id = %s ORDER BY event_id", [bob.pk])
+        events = cursor.fetchall()
+    return {
+        "identifiers": list(rows.values_list("namespace", "value", "profile_id")),
+        "graph": bob.identity_graph,
+        "computed": bob.computed_traits,
+        "traits": {name: value for name, value in bob.traits.items() if name != "friend"},
+        "events": events,
+    }
+
+
+@pytest.fixture
+def lived(platform):
+    """Let Ann and Bob live through everything, and return the platform with what was sent."""
+    ann, others = story()
+    platform.ann = ann
+    platform.send(ann[0])
+    platform.process()
+    # Two profiles that become one: Ann's older one stays as a row that points on.
+    platform.send(message(userId=ANN["user_id"], event="Signed Up"))
+    platform.process()
+    platform.send(*ann[1:], *others)
+    platform.send(message(userId=ANN["user_id"], event="Booked"), message(userId="bob-the-builder", event="Lost"),
+                  source="strict")  # fmt: skip
+    platform.send({"type": "nonsense", "traits": {"mail": ANN["email"]}, "messageId": "broken-1"})
+    platform.process()
+    _archive_some()
+    _remember_in_other_places()
+    platform.unprocessed = [message(userId=ANN["user_id"], event="On its way", properties={"with": ANN["name"]}),
+                            message(anonymousId="somebody-new", event="Arrived")]  # fmt: skip
+    platform.send(*platform.unprocessed)
+    return platform
+
+
+def _archive_some():
+    """Put some events of both into a partition of the past, and that into the archive."""
+    connection.ensure_connection()
+    partitions.ensure(connection.connection, partitions.EVENTS, days=1, today=EARLIER, ahead=0)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO event_stream (ingested_at, profile_id, anchor_id, identifiers, event_type, name, properties,"
+            " context, extra, source_id, message_id, occurred_at, received_at, flags) SELECT %s, profile_id, anchor_id,"
+            " identifiers, event_type, name, properties, context, extra, source_id, message_id, occurred_at, received_at,"
+            " flags FROM event_stream",
+            [datetime(2026, 3, 2, 12, tzinfo=UTC)],
+        )
+    assert sum(one.events for one in archive.archive_closed(now=timezone.now())) > 0
+
+
+def _remember_in_other_places():
+    anchor = Identifier.objects.get(value=ANN["user_id"])
+    acme = Account.objects.create(traits={"name": "Acme"}, timestamp=timezone.now(), created_at=timezone.now())
+    AccountMember.objects.get_or_create(account=acme, identifier=anchor, defaults={"joined_at": timezone.now()})
+    holders.holder("memory").hold(Key("email", ANN["email"]), {"sent_to": ANN["email"]})
+    holders.holder("memory").hold(Key("user_id", "bob-the-builder"), {"sent_to": "bob@example.com"})
+    from django.contrib.auth.models import User
+
+    LogEntry.objects.create(
+        user=User.objects.create_user("root"), content_type=ContentType.objects.get_for_model(Profile),
+        object_id=str(anchor.profile_id), object_repr=ANN["name"], action_flag=CHANGE, change_message=ANN["street"],
+    )  # fmt: skip
+
+
+def erase(reference, **options):
+    """Ask for an erasure as the command does, and do it to the end."""
+    erasure = privacy.request(reference=reference, actor="command:test", **options)
+    return erasure
+
+
+@pytest.mark.parametrize("reference", [f"email:{ANN['email']}", f"anonymous_id:{ANN['older']}"])
+def test_no_byte_of_an_erased_person_is_left_and_none_comes_back(lived, caplog, reference):
+    caplog.set_level("DEBUG")
+    before = others_state()
+    assert {store for store, _ in lived.found()} >= {"postgresql", "log", "cache", "archive", "holders"}
+    profile = Profile.objects.get(identifiers__value=ANN["user_id"])
+    merged = list(Profile.objects.filter(merged_into=profile))
+    assert len(merged) == 1
+
+    asked = erase(reference, reason=f"{ANN['name']} asked by mail from {ANN['email']}")
+    with pytest.raises(RetryableError):
+        privacy.run(asked.pk, patience=0)
+    assert lived.process() > 0
+    done = privacy.run(asked.pk, patience=0)
+
+    assert (done.status, done.work, done.profile_id) == (Erasure.Status.DONE, {}, profile.pk)
+    assert set(done.receipts) == {"suppression", *privacy.STEPS}
+    assert done.receipts["postgresql"]["identifiers"] == 5
+    assert done.receipts["dead_letters"]["dead_letters"] == 2
+    assert done.receipts["mentions"]["events"] == 2
+    assert done.receipts["log"] == {"partitions": 4, "at": done.receipts["log"]["at"]}
+    assert done.receipts["archive"]["removed"] > 0
+    assert done.receipts["holders"]["memory"] == 1
+    # Names that were never identifiers are in the reason only as people wrote it.
+    Erasure.objects.update(reason="")
+    assert lived.found() == set()
+    assert [value for value in VALUES if value in caplog.text] == []
+
+    for stub in (profile, *merged):
+        stub.refresh_from_db()
+        assert (stub.identity_graph, stub.traits, stub.computed_traits, stub.registers, stub.trait_states) == ({},) * 5
+        assert stub.erased_at is not None
+    assert others_state() == before
+    assert Profile.objects.get(identifiers__value="bob-the-builder").traits["friend"] == "[erased]"
+    assert [letter.reason for letter in DeadLetter.objects.all()] == ["refused_call"]
+    assert holders.holder("memory").rows == {Key("user_id", "bob-the-builder"): [{"sent_to": "bob@example.com"}]}
+    assert Profile.objects.filter(identifiers__value="somebody-new").exists()
+
+    events = Profile.objects.count(), Identifier.objects.count(), DeadLetter.objects.count()
+    lived.send(*lived.ann, *lived.unprocessed[:1])
+    lived.send(message(userId=ANN["user_id"], event="Booked"), source="strict")
+    lived.send({"type": "nonsense", "traits": {"mail": ANN["email"]}})
+    lived.process()
+    assert (Profile.objects.count(), Identifier.objects.count(), DeadLetter.objects.count()) == events
+    with closing(open_log(django_settings.CONFIG.log_url, partitions=4)) as events:
+        for partition, position in privacy.async_to_sync(privacy._end_partitions)(events).items():
+            events.trim(int(partition), position)
+        events.compact(seconds=10)
+    assert lived.found() == set()
