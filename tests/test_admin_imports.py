@@ -12,9 +12,11 @@ from django.urls import reverse
 
 from cdp import tasks
 from cdp.imports import ledger, uploads
+from cdp.imports.holding import ImportHolder
 from cdp.log import open_log
 from cdp.log.base import decode_entry
 from cdp.models import AuditEntry, EventImport
+from cdp.processing.identity import Identifier
 from martech.lib import clock
 from tests.factories import NOON, make_source, make_user
 
@@ -212,6 +214,23 @@ def test_uploads_and_errors_that_nobody_needs_are_removed(operator, shop):
     assert list(EventImport.objects.order_by("pk").values_list("stored_path", "errors_path")) == [("", ""), ("", "")]
     assert default_storage.listdir("imports")[1] == []
     assert b"".join(uploads.errors_of(done).read()) == b""
+
+
+def test_an_erasure_takes_bad_lines_and_waiting_files(operator, shop):
+    upload(operator, shop, b"user_id,event,email\n,X,ann@example.com,\nu1,X,bob@example.com,\n", "a.csv")
+    bad = EventImport.objects.get()
+    operator.post(address(bad, "mapping"), fields_of(operator.get(address(bad, "mapping"))) | {"start": ""})
+    holder, ann = ImportHolder(), [Identifier("email", "ann@example.com"), Identifier("user_id", "7")]
+    with pytest.raises(ledger.ImportBusy):
+        holder.erase(ann)
+    tasks.run_import.apply(args=[bad.pk], throw=True)
+    upload(operator, shop, gzip.compress(b'{"type":"track","event":"X","userId":7}\n'), "b.ndjson.gz")
+    upload(operator, shop, b"user_id,event\n77,X\n", "c.csv")
+    assert list(holder.export(ann).values()) == [[",X,ann@example.com,"]]
+    assert holder.erase(ann) == 2
+    assert (holder.erase(ann), holder.export(ann)) == (0, {})
+    assert list(EventImport.objects.order_by("pk").values_list("stored_path", flat=True)) == ["", "", "imports/3.csv"]
+    assert b"bob@example.com" in b"".join(uploads.errors_of(bad).read())
 
 
 def test_viewers_see_no_imports_and_begin_none(client, operator, shop):

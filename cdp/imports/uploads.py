@@ -28,6 +28,7 @@ QUIET = timedelta(minutes=2)
 # How long a file that nobody began, and the errors of one that is done, are kept: both hold people's data.
 KEPT = timedelta(days=30)
 STORED = "imports/"
+ERRORS = ".errors"
 
 
 def receive(*, upload: UploadedFile, source: Source, author: str, file_format: str = "") -> EventImport:
@@ -77,7 +78,7 @@ def content(found: EventImport) -> Iterator[BinaryIO]:
 
 def errors_of(found: EventImport) -> StoredErrors:
     """Return where an uploaded file's bad lines are named."""
-    return StoredErrors(default_storage, f"{STORED}{found.pk}.errors")
+    return StoredErrors(default_storage, f"{STORED}{found.pk}{ERRORS}")
 
 
 def carry_on(import_id: int, *, seconds: float) -> bool:
@@ -115,6 +116,20 @@ def prune(*, now: datetime) -> None:
     for found in old.filter(errors_path__startswith=STORED):
         errors_of(found).clear()
         EventImport.objects.filter(pk=found.pk).update(errors_path="")
+
+
+def forget_upload(path: str) -> None:
+    """Remove an upload that names somebody who is erased; its import can go on when it is uploaded again.
+
+    RetryableError while it is running: its rows are then refused by the core, and the file goes at its end.
+    """
+    found = EventImport.objects.filter(stored_path=path).first()
+    if found is None:
+        default_storage.delete(path)
+        return
+    if found.status == Status.RUNNING:
+        raise ledger.ImportBusy(f"{found.name} is being imported, and is removed at its end.", retry_after=60)
+    _forget(found)
 
 
 def _forget(found: EventImport) -> None:
