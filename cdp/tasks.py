@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, edits, integrity, keys, partitions, privacy, showing, task_runs
+from cdp import archive, edits, identity_rules, integrity, keys, partitions, privacy, showing, task_runs
 from cdp.imports import uploads
 from cdp.imports.ledger import ImportBusy
 
@@ -57,6 +57,12 @@ def archive_events() -> None:
     """Archive the table partitions that take no more events, where that is on."""
     if settings.ARCHIVE_EVENTS:
         archive.archive_closed(now=timezone.now())
+
+
+@shared_task
+def apply_identity_rules() -> None:
+    """Bring published rules of who is who upon the past."""
+    identity_rules.apply()
 
 
 @shared_task

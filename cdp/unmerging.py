@@ -124,10 +124,12 @@ def _raced(change: Callable[[], Unmerged]) -> Unmerged:
 
 def _unmerged(profile_id: UUID, identifiers: Sequence[Identifier], author: str, note: str) -> Unmerged:
     survivor = lookup.survivor(profile_id)
-    rows = list(IdentifierRow.objects.select_for_update().filter(profile_id=survivor).order_by("pk"))
+    if survivor is None:
+        raise NotApart("There is no such profile.")
+    # In the order in which processing takes its locks.
+    Profile.objects.select_for_update().get(pk=survivor)
+    rows = list(IdentifierRow.objects.filter(profile_id=survivor).order_by("pk"))
     taken = set(identifiers)
-    if not rows or survivor is None:
-        raise NotApart("There is no such profile, or nothing is left of it.")
     held = {Identifier(row.namespace, row.value): row for row in rows}
     if strangers := sorted(str(one) for one in taken - held.keys()):
         raise NotApart(f"The profile does not hold {', '.join(strangers[:5])}. Choose from the identifiers it has.")

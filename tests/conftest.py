@@ -54,9 +54,9 @@ def database_url(_migrated):
         yield url
 
 
-@pytest.fixture
-def own_database(database_url, django_db_blocker):
-    """Point Django at a fresh database of this test's own, where commits stay and other processes see them."""
+@contextmanager
+def pointed_at(url, django_db_blocker):
+    """Point Django at another database, where commits stay and other processes see them."""
     from django.db import connection
 
     from cdp import task_locks
@@ -65,14 +65,21 @@ def own_database(database_url, django_db_blocker):
         connection.close()
         connection.close_pool()
         before = connection.settings_dict["NAME"]
-        connection.settings_dict["NAME"] = conninfo_to_dict(database_url)["dbname"]
+        connection.settings_dict["NAME"] = conninfo_to_dict(url)["dbname"]
         try:
-            yield database_url
+            yield url
         finally:
             task_locks.close()
             connection.close()
             connection.close_pool()
             connection.settings_dict["NAME"] = before
+
+
+@pytest.fixture
+def own_database(database_url, django_db_blocker):
+    """Point Django at a fresh database of this test's own, where commits stay and other processes see them."""
+    with pointed_at(database_url, django_db_blocker) as url:
+        yield url
 
 
 @pytest.fixture

@@ -199,7 +199,8 @@ def _archive_some():
         cursor.execute(
             "INSERT INTO event_stream (ingested_at, profile_id, anchor_id, identifiers, event_type, name, properties,"
             " context, extra, source_id, message_id, occurred_at, received_at, flags) SELECT %s, profile_id, anchor_id,"
-            " identifiers, event_type, name, properties, context, extra, source_id, message_id, occurred_at, received_at,"
+            " identifiers, event_type, name, properties, context, extra, source_id, message_id, occurred_at,"
+            " received_at,"
             " flags FROM event_stream",
             [datetime(2026, 3, 2, 12, tzinfo=UTC)],
         )

@@ -81,6 +81,16 @@ def load(connection: Connection, profiles: Sequence[UUID], rules: Ruleset) -> Wh
     return whole
 
 
+def closure(connection: Connection, profiles: Sequence[UUID], rules: Ruleset) -> Whole:
+    """Return these profiles and all that hang together with them, as they are now: nothing is locked."""
+    inside = set(profiles)
+    while True:
+        whole = load(connection, list(inside), rules)
+        if whole.neighbours <= inside:
+            return whole
+        inside |= whole.neighbours
+
+
 def _take_link(whole: Whole, row: Sequence[Any], inside: frozenset[UUID], rules: Ruleset) -> None:
     ends = [(Identifier(*row[at : at + 2]), *row[at + 2 : at + 5]) for at in (0, 5)]
     source_class, occurred_at, message_id, source_id, refused = row[10:]

@@ -65,6 +65,7 @@ class Applied:
     identifiers: dict[Identifier, Known] = field(default_factory=dict)
     evidence: dict[Pair, Evidence] = field(default_factory=dict)
     moved: list[tuple[Identifier, uuid.UUID]] = field(default_factory=list)
+    splits: int = 0
     # Profiles that became part of others, with the versions of what is left of them.
     merged: list[tuple[uuid.UUID, int]] = field(default_factory=list)
 
@@ -80,6 +81,7 @@ class Applied:
         self.documents += other.documents
         self.identifiers |= other.identifiers
         self.evidence |= other.evidence
+        self.splits += other.splits
         self.moved += other.moved
         self.merged += other.merged
 
@@ -502,6 +504,7 @@ class _Batch:
             documents=documents,
             identifiers=resolver.remembered(carried, self.ids),
             evidence=resolver.evidence,
+            splits=sum(one.kind == "split" for one in resolver.decisions),
             # Merges and splits move identifiers that no message of the batch carries.
             moved=[(one, profile) for one, profile in resolver.elsewhere() if one not in carried],
             merged=[(person.id, person.version + 1) for person in resolver.merged],
