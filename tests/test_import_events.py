@@ -221,21 +221,22 @@ def crash_after(monkeypatch, portions_taken):
 
 def test_a_crash_before_the_ledger_moves_lets_no_row_in_twice(orders, drained, monkeypatch):
     bad = [["", "Lost", "", "", ""]] * 30
-    path = orders(100, *bad, *[["u7", "Late", "", f"l{number}", ""] for number in range(40)])
+    notes = [["u7", "Noted", "", f"n{number}", "1\n2"] for number in range(40)]
+    path = orders(60, *notes, *bad, *[["u7", "Late", "", f"l{number}", ""] for number in range(40)])
     monkeypatch.setattr(portions.portions, "__kwdefaults__", {"rows": 20})
     with monkeypatch.context() as patched:
         crash_after(patched, 6)
         with pytest.raises(KeyboardInterrupt):
             take(path, *TRACK)
     found = EventImport.objects.get()
-    assert (found.status, found.events, found.errors, found.lines) == ("running", 100, 20, 121)
+    assert (found.status, found.events, found.errors, found.lines) == ("running", 100, 20, 161)
     assert len(errors_of(found)) == 30
     take(path, status=1)
     found.refresh_from_db()
-    assert (found.status, found.events, found.errors, found.lines) == ("done", 140, 30, 171)
-    assert [one["line"] for one in errors_of(found)] == list(range(102, 132))
+    assert (found.status, found.events, found.errors, found.lines) == ("done", 140, 30, 211)
+    assert [one["line"] for one in errors_of(found)] == list(range(142, 172))
     assert Counter(row["properties"]["order_id"] for row in drained()) == {
-        **{f"o{number}": 1 for number in range(100)}, **{f"l{number}": 1 for number in range(40)},
+        **{f"o{number}": 1 for number in range(60)}, **{f"{one}{number}": 1 for one in "nl" for number in range(40)},
     }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ messages = st.fixed_dictionaries(
 def judged(message, target=TARGET):
     judge = Judge(target, bytes)
     judge.begin(1_700_000_000_000_000)
-    return judge.judged(Record(3, 100, json.dumps(message).encode(), b""))
+    return judge.judged(Record(3, 3, 100, json.dumps(message).encode(), b""))
 
 
 @given(messages)
@@ -54,7 +54,9 @@ def test_a_row_goes_in_where_the_core_takes_it_and_knows_its_time(message):
 
 @given(st.lists(messages, max_size=30), st.integers(1, 7))
 def test_portions_hold_every_row_once_by_its_anchor_and_in_order(found, rows):
-    records = [Record(line, 10 * line, json.dumps(one).encode(), b"raw%d" % line) for line, one in enumerate(found, 1)]
+    records = [
+        Record(line, line, 10 * line, json.dumps(one).encode(), b"raw%d" % line) for line, one in enumerate(found, 1)
+    ]
     made = list(portions(records, bytes, TARGET, start=0, rows=rows))
     assert [portion.end for portion in made] == [portion.start for portion in made[1:]] + [10 * len(found)] * bool(made)
     assert all(portion.rows + len(portion.bad) <= rows for portion in made)

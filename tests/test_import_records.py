@@ -43,18 +43,18 @@ def test_whatever_python_writes_comes_back_cell_by_cell_from_every_offset(rows, 
         assert all(record.wrong == "" for record in found)
         assert b"".join(record.raw for record in found) == data
         for number, record in enumerate(found):
-            rest = read(data, layout, offset=record.end, line=record.line + record.raw.count(b"\n") - 1)
-            assert [one.cells for one in rest] == [one.cells for one in found[number + 1 :]]
+            rest = read(data, layout, offset=record.end, line=record.last)
+            assert list(rest) == found[number + 1 :]
     finally:
         reading.BLOCK = before
 
 
 def test_lines_are_counted_and_quoted_line_ends_belong_to_their_record():
     data = b'a,b\r\n"x\ny",2\r\n\r\nlast,3'
-    assert [(one.line, one.end, one.cells) for one in read(data)] == [
-        (1, 5, ["a", "b"]),
-        (2, 14, ["x\ny", "2"]),
-        (5, 22, ["last", "3"]),
+    assert [(one.line, one.last, one.end, one.cells) for one in read(data)] == [
+        (1, 1, 5, ["a", "b"]),
+        (2, 3, 14, ["x\ny", "2"]),
+        (5, 5, 22, ["last", "3"]),
     ]
 
 
@@ -74,6 +74,9 @@ def test_other_encodings_are_read_and_those_without_lines_refused():
     assert cells("naïve,ß\n".encode("cp1252"), encoding="cp1252") == [["naïve", "ß"]]
     (record,) = read('{"a":"ß"}\n'.encode("latin-1"), Layout("ndjson", "latin-1"))
     assert record.cells == '{"a":"ß"}'.encode()
+    assert layout_of(io.BytesIO(b"a,b\n"), "csv", encoding="UTF-8-sig").encoding == "utf-8"
+    good, bad = read(b"a,b\n\\u12,x\n", Layout("csv", "raw_unicode_escape"))
+    assert (good.wrong, bad.wrong[:38]) == ("", "The row cannot be read: 'rawunicodeesc")
     with pytest.raises(UnusableFile, match="Convert the file to UTF-8"):
         layout_of(io.BytesIO(b""), "csv", encoding="utf-16")
     with pytest.raises(UnusableFile, match="There is no encoding klingon"):

@@ -46,7 +46,7 @@ class Bad(NamedTuple):
 
 @dataclass(slots=True)
 class Portion:
-    """What goes in together: events by partition, from the byte `start` on to `end`, the last of them of `line`."""
+    """What goes in together: events by partition, from byte `start` to `end`, before which there are `line` lines."""
 
     start: int
     end: int
@@ -99,7 +99,7 @@ def portions(
     judge.begin(now.received_us)
     for record in records:
         judge.take(record, now)
-        now.end, now.line = record.end, record.line
+        now.end, now.line = record.end, record.last
         if now.rows + len(now.bad) >= rows or now.size >= BYTES:
             yield now
             now = Portion(now.end, now.end, now.line, clock.now_us())

@@ -32,12 +32,14 @@ class UnusableFile(PermanentError):
 
 
 class Record(NamedTuple):
-    """A record: the line on which it begins, the byte after its end, and its cells (of CSV) or bytes (of NDJSON).
+    """A record: the lines on which it begins and ends, the byte after its end, its cells (CSV) or bytes (NDJSON).
 
-    `wrong` says what keeps it from being read, "" for nothing; `raw` is the text it was read from.
+    `wrong` says what keeps it from being read, "" for nothing; `raw` is the text it was read from. Reading goes on
+    at `end`, with `last` lines before it.
     """
 
     line: int
+    last: int
     end: int
     cells: list[str] | bytes
     raw: bytes
@@ -75,6 +77,8 @@ def opened(stream: BinaryIO, name: str) -> BinaryIO:
 
 def check_encoding(encoding: str) -> str:
     """Return an encoding in which a line's end is one byte; UnusableFile for others and for unknown ones."""
+    # A byte order mark is passed over in any case.
+    encoding = "utf-8" if encoding.lower().replace("_", "-") == "utf-8-sig" else encoding
     try:
         plain = '\r\n,;\t|"{}'.encode(encoding) == b'\r\n,;\t|"{}'
     except LookupError as error:
@@ -89,7 +93,7 @@ def layout_of(stream: BinaryIO, file_format: str, *, encoding: str = "utf-8", de
 
     Without a delimiter the one is taken that parts the first rows into the most columns, as many in each.
     """
-    check_encoding(encoding)
+    encoding = check_encoding(encoding)
     start = _start(stream)
     if file_format != "csv":
         return Layout(file_format, encoding)
@@ -217,16 +221,18 @@ def _csv_records(lines: Lines, layout: Layout) -> Iterator[Record]:
             cells = next(reader)
         except StopIteration:
             return
-        except csv.Error as error:
-            yield Record(line, lines.offset, [], b"".join(taken), f"The row cannot be read: {error}.")
+        except (csv.Error, UnicodeDecodeError) as error:
+            yield Record(line, lines.line, lines.offset, [], b"".join(taken), f"The row cannot be read: {error}.")
             continue
         if not cells:
             continue
         raw = taken[0] if len(taken) == 1 else b"".join(taken)
         if width and len(cells) != width:
-            yield Record(line, lines.offset, cells, raw, f"The row has {len(cells)} cells, the header {width}.")
+            yield Record(
+                line, lines.line, lines.offset, cells, raw, f"The row has {len(cells)} cells, the header {width}."
+            )
         else:
-            yield Record(line, lines.offset, cells, raw)
+            yield Record(line, lines.line, lines.offset, cells, raw)
 
 
 def _json_records(lines: Lines, encoding: str) -> Iterator[Record]:
@@ -238,9 +244,12 @@ def _json_records(lines: Lines, encoding: str) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Record(lines.line, lines.offset, b"", lines.taken[0], f"The message cannot be read: {error}.")
+            yield Record(
+                lines.line, lines.line, lines.offset, b"", lines.taken[0], f"The message cannot be read: {error}."
+            )
             continue
         body = raw.removeprefix(BOM).strip() if lines.offset == len(raw) else raw.strip()
         if not body:
             continue
-        yield Record(lines.line, lines.offset, body.decode(encoding, "replace").encode() if recode else body, raw)
+        message = body.decode(encoding, "replace").encode() if recode else body
+        yield Record(lines.line, lines.line, lines.offset, message, raw)
