@@ -289,7 +289,8 @@ def test_a_file_that_somebody_writes_to_is_no_import(orders, monkeypatch):
     monkeypatch.setattr(ledger, "advance", advance)
     with pytest.raises(CommandError, match="was changed while it was imported"):
         take(path, *TRACK)
-    assert EventImport.objects.get().status == "running"
+    found = EventImport.objects.get()
+    assert (found.status, "was changed while it was imported" in found.trouble) == ("stopped", True)
 
 
 def command(path, own_database, **environment):

@@ -128,7 +128,7 @@ def advance(found: EventImport, portion: Portion, *, errors_path: str) -> bool:
         row = cursor.fetchone()
     if row is None:
         raise Overtaken(f"{found.name} is further than this process knows. Another one is at it: let it go on.")
-    return row[0] != Status.STOPPED
+    return bool(row[0] != Status.STOPPED)
 
 
 def is_late(found: EventImport) -> bool:

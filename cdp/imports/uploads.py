@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from django.conf import settings
 from django.core.files.storage import default_storage
@@ -31,7 +31,7 @@ STORED = "imports/"
 ERRORS = ".errors"
 
 
-def receive(*, upload: UploadedFile, source: Source, author: str, file_format: str = "") -> EventImport:
+def receive(*, upload: UploadedFile[Any], source: Source, author: str, file_format: str = "") -> EventImport:
     """Keep an uploaded file and return its import; one that is known already is returned as it is.
 
     PermanentError where the source may not import, or the format cannot be told.
@@ -55,7 +55,7 @@ def receive(*, upload: UploadedFile, source: Source, author: str, file_format: s
     return found
 
 
-def _hash(upload: UploadedFile) -> str:
+def _hash(upload: UploadedFile[Any]) -> str:
     digest = hashlib.sha256()
     for chunk in upload.chunks():
         digest.update(chunk)

@@ -24,7 +24,7 @@ from cdp.imports.errors import LocalErrors
 from cdp.imports.files import LocalFile
 from cdp.imports.mapping import Mapping, complete
 from cdp.imports.preview import SHOWN, Preview, preview
-from cdp.imports.records import FORMATS, Layout
+from cdp.imports.records import FORMATS, Layout, UnusableFile
 from cdp.imports.running import Progress as Step
 from cdp.imports.running import run, target_of
 from cdp.models import EventImport, Source
@@ -81,7 +81,11 @@ class Command(BaseCommand):
             return
         begun = time.monotonic()
         found = self._begin(file, source, options, found)
-        done = self._run(file, found, quiet=options["json"] or not sys.stderr.isatty())
+        try:
+            done = self._run(file, found, quiet=options["json"] or not sys.stderr.isatty())
+        except UnusableFile as error:
+            ledger.set_status(found, ledger.Status.STOPPED, trouble=error.message)
+            raise
         ledger.set_status(found, ledger.Status.DONE if done else ledger.Status.STOPPED)
         self._report(found, options, begun=begun)
         if not done:
