@@ -145,6 +145,22 @@ def test_an_object_that_is_nearly_a_message_keeps_its_parts():
     }  # fmt: skip
 
 
+def test_external_ids_are_added_to_those_that_are_there():
+    context = {"externalIds": [{"id": "e1", "type": "card"}]}
+    found = of_object({"context": context, "loyalty": 7, "app": 8},
+                      columns={"loyalty": "externalIds.loyalty", "app": "externalIds.app"})  # fmt: skip
+    assert [(one["type"], one["id"]) for one in found["context"]["externalIds"]] == [
+        ("card", "e1"), ("loyalty", 7), ("app", 8),
+    ]  # fmt: skip
+
+
+def test_a_column_may_be_all_properties():
+    columns = {"all": "properties"}
+    assert of_row(['{"a":1}', "2"], "all,b", columns=columns, types={"all": "json"})["properties"] == {"a": 1, "b": "2"}
+    # Not passed over: the core says that it is no object.
+    assert of_row(["x", "2"], "all,b", columns=columns)["properties"] == "x"
+
+
 def test_messages_need_no_mapping():
     assert complete(Mapping(), Layout("ndjson")).whole
     assert not complete(Mapping(constants={"type": "track"}), Layout("ndjson")).whole

@@ -27,6 +27,8 @@ TIMES = frozenset({"timestamp", "originalTimestamp"})
 EMAIL = "email"
 CONTAINERS = ("properties", "traits", "context")
 EXTERNAL = "externalIds"
+# Of objects whose keys are values, there is no end.
+MOST_KEYS = 10_000
 LEFT_OUT = "-"
 # These are recognised by a column's name; `name` may be anybody's.
 _GUESSED = {field.lower(): field for field in (*FIELDS, EMAIL) if field != "name"}
@@ -177,6 +179,8 @@ class Mapper:
     def _of_keys(self, found: dict[str, Raw]) -> Iterator[tuple[Step, Any]]:
         for key, raw in found.items():
             if key not in self._by_key:
+                if len(self._by_key) >= MOST_KEYS:
+                    self._by_key.clear()
                 self._by_key[key] = self._step_of_key(key)
             step = self._by_key[key]
             # A property may be null; a field of the message that is null says nothing.
@@ -215,8 +219,9 @@ class Mapper:
         kind = message.get("type")
         if rest:
             bag = "traits" if isinstance(kind, str) and kind in _TRAITS else "properties"
-            own = message.get(bag)
-            message[bag] = rest | own if isinstance(own, dict) else rest
+            own = message.get(bag, {})
+            # What is no object is left for the core to refuse.
+            message[bag] = rest | own if isinstance(own, dict) else own
         for path, value in deep:
             _place(message, _resolved(path, kind), value)
         try:
@@ -269,4 +274,7 @@ def _place(message: dict[str, Any], path: Path, value: Any) -> None:
 def _place_external(message: dict[str, Any], namespace: str, value: Any) -> None:
     context = message.setdefault("context", {})
     if isinstance(context, dict):
-        context.setdefault(EXTERNAL, []).append({"id": value, "type": namespace, "collection": "users"})
+        own = context.get(EXTERNAL)
+        known = _value(own) if isinstance(own, Raw) else own
+        found = {"id": value, "type": namespace, "collection": "users"}
+        context[EXTERNAL] = [*known, found] if isinstance(known, list) else [found]
