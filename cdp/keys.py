@@ -26,8 +26,8 @@ from martech.lib import clock
 from martech.lib.errors import PermanentError, RetryableError
 
 SCOPES = (
-    "profiles:read", "profiles:write", "definitions:write", "sources:read", "sources:write", "keys:write",
-    "dead_letters:read", "dead_letters:write", "all",
+    "profiles:read", "profiles:write", "definitions:write", "sources:read", "sources:write", "imports:read",
+    "imports:write", "keys:write",    "dead_letters:read", "dead_letters:write", "all",
 )  # fmt: skip
 PREFIX_LENGTH = 11
 

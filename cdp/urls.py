@@ -3,7 +3,7 @@
 from django.urls import path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from cdp.api import api_keys, dead_letters, definitions, merge_policies, profiles, sources, trace
+from cdp.api import api_keys, dead_letters, definitions, imports, merge_policies, profiles, sources, trace
 
 # An identifier's value may hold anything, slashes too: the longer addresses come first.
 urlpatterns = [
@@ -18,6 +18,8 @@ urlpatterns = [
     path("sources", sources.Sources.as_view()),
     path("sources/<int:source_id>", sources.SourceDetail.as_view()),
     path("sources/<int:source_id>/rotate-key", sources.RotateKey.as_view()),
+    path("imports", imports.Imports.as_view()),
+    path("imports/<int:import_id>", imports.ImportDetail.as_view()),
     path("api-keys", api_keys.ApiKeys.as_view()),
     path("api-keys/<int:key_id>/revoke", api_keys.RevokeApiKey.as_view()),
     path("dead-letters", dead_letters.DeadLetters.as_view()),

@@ -256,7 +256,16 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/v1",
     "TAGS": [
         {"name": name}
-        for name in ("tracking", "profiles", "identity-decisions", "traits", "sources", "dead-letters", "api-keys")
+        for name in (
+            "tracking",
+            "profiles",
+            "identity-decisions",
+            "traits",
+            "sources",
+            "imports",
+            "dead-letters",
+            "api-keys",
+        )
     ],
     "SERVE_AUTHENTICATION": [],
     "SERVE_INCLUDE_SCHEMA": False,

@@ -44,7 +44,7 @@ class UnusableMapping(PermanentError):
     code = "unusable_mapping"
 
 
-class Mapping(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Mapping(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How rows become messages. `columns` are column → field, `constants` field → text, `types` column → type.
 
     Fields are those of `FIELDS`, `email`, `properties.x.y`, `traits.x`, `context.x`, `externalIds.NAMESPACE`, and `-`
