@@ -20,7 +20,7 @@ from cdp import audit, definitions, lookup, showing, unmerging
 from cdp.models import IdentityRules
 from cdp.processing import clusters, graph, store
 from cdp.processing.clusters import ANY, Ruleset
-from cdp.processing.identity import BLOCKED, MAX_NAMESPACE, MAX_VALUE, USER_ID
+from cdp.processing.identity import BLOCKED, MAX_NAMESPACE, MAX_VALUE, USER_ID, Identifier
 from cdp.processing.pipeline import Pipeline
 from martech.lib import clock
 from martech.lib.errors import PermanentError, RetryableError
@@ -169,11 +169,11 @@ def dry_run(namespaces: Any, *, progress: Callable[[int, int], None] | None = No
 
 
 def _looked(driver: store.Connection, rules: Ruleset, progress: Callable[[int, int], None]) -> Outcome:
-    seeds = _seeds(driver, rules)
+    seeds, still = _seeds(driver, rules), graph.blocked(driver, rules)
     outcome, seen, largest = Outcome(), set[UUID](), 0
     for number, seed in enumerate(seeds, 1):
         if seed not in seen:
-            whole = graph.closure(driver, [seed], rules)
+            whole = graph.closure(driver, [seed], rules, still)
             seen |= {row.profile for row in whole.rows.values()}
             largest = max(largest, _compare(whole, rules, outcome))
         progress(number, len(seeds))
@@ -185,7 +185,7 @@ def _looked(driver: store.Connection, rules: Ruleset, progress: Callable[[int, i
 
 def _compare(whole: graph.Whole, rules: Ruleset, outcome: Outcome) -> int:
     """Count what becomes of people that hang together; return the size of the largest."""
-    found = clusters.derive(whole.rows, whole.links.values(), rules, whole.unmerges, _still_blocked(whole, rules))
+    found = clusters.derive(whole.rows, whole.links.values(), rules, whole.unmerges, whole.blocked)
     made = [one & whole.rows.keys() for one in found.clusters if one & whole.rows.keys()]
     became: dict[UUID, list[set[Any]]] = {}
     for cluster in made:
@@ -199,11 +199,6 @@ def _compare(whole: graph.Whole, rules: Ruleset, outcome: Outcome) -> int:
             shown = [sorted(map(str, one))[:EXAMPLES] for one in sorted(parts, key=len, reverse=True)[:EXAMPLES]]
             outcome.examples.append({"profile_id": str(profile), "becomes": len(parts), "parts": shown})
     return max(map(len, made), default=0)
-
-
-def _still_blocked(whole: graph.Whole, rules: Ruleset) -> Mapping[Any, str]:
-    """Blocked identifiers at the edge of what was loaded: the rules are asked again where they have links enough."""
-    return {one: why for one, why in whole.blocked.items() if why == clusters.SHARED or rules.blocks(one)}
 
 
 def _largest(driver: store.Connection, seen: set[UUID]) -> tuple[int, int]:
@@ -293,7 +288,8 @@ def _alone() -> Iterator[bool]:
 
 
 def _applied(row: IdentityRules, progress: Callable[[int, int], None]) -> IdentityRules:
-    seeds = _seeds(connection.connection, Ruleset.of(row.version, row.namespaces))
+    rules = Ruleset.of(row.version, row.namespaces)
+    seeds, still = _seeds(connection.connection, rules), graph.blocked(connection.connection, rules)
     after = row.progress.get("after", "")
     left = [one for one in seeds if str(one) > after]
     done = Outcome(len(seeds) - len(left), row.progress.get("split", 0), row.progress.get("merged", 0))
@@ -302,7 +298,7 @@ def _applied(row: IdentityRules, progress: Callable[[int, int], None]) -> Identi
         chunk = left[start : start + CHUNK]
         fresh = [one for one in chunk if one not in seen]
         if fresh:
-            seen |= _rebuilt(pipeline, fresh, row.author, done)
+            seen |= _rebuilt(pipeline, fresh, still, row.author, done)
         done.looked_at += len(chunk)
         row.progress = _progress(done, len(seeds)) | {"after": str(chunk[-1])}
         row.save(update_fields=["progress"])
@@ -317,14 +313,18 @@ def _progress(done: Outcome, of: int) -> dict[str, Any]:
     return found | {"of": of}
 
 
-def _rebuilt(pipeline: Pipeline, profiles: Sequence[UUID], author: str, done: Outcome) -> set[UUID]:
+def _rebuilt(
+    pipeline: Pipeline, profiles: Sequence[UUID], still: Mapping[Identifier, str], author: str, done: Outcome
+) -> set[UUID]:
     """Make people anew in a transaction of their own; return whose profiles that were."""
     for _ in range(RACES):
         try:
             with transaction.atomic():
                 connection.ensure_connection()
                 living = sorted({found for one in profiles if (found := lookup.survivor(one))})
-                applied = pipeline.look_at_all(connection.connection, living, reason="rules", author=author)
+                applied = pipeline.look_at_all(
+                    connection.connection, living, reason="rules", author=author, still=still
+                )
                 unmerging.tell(applied)
                 transaction.on_commit(partial(showing.show, applied), robust=True)
             done.split += applied.splits

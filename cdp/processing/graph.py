@@ -5,7 +5,7 @@ Every function works inside the transaction of the connection it is given, upon 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -65,8 +65,14 @@ class Whole:
     blocked: dict[Identifier, str] = field(default_factory=dict)
 
 
-def load(connection: Connection, profiles: Sequence[UUID], rules: Ruleset) -> Whole:
-    """Return these profiles with what bears on them."""
+def load(
+    connection: Connection, profiles: Sequence[UUID], rules: Ruleset, still: Mapping[Identifier, str] | None = None
+) -> Whole:
+    """Return these profiles with what bears on them.
+
+    `still` are the identifiers that stand for nobody under these rules, where others may have said so of those that
+    are marked; None where the marks count.
+    """
     whole, inside = Whole(), frozenset(profiles)
     for row_id, namespace, value, profile, origin in connection.execute(
         "SELECT id, namespace, value, profile_id, origin FROM cdp_identifier WHERE profile_id = ANY(%s) ORDER BY id",
@@ -76,22 +82,31 @@ def load(connection: Connection, profiles: Sequence[UUID], rules: Ruleset) -> Wh
         whole.ids[Identifier(namespace, value)] = row_id
     ids = [row.id for row in whole.rows.values()]
     for row in connection.execute(_LINKS, {"ids": ids}):
-        _take_link(whole, row, inside, rules)
+        _take_link(whole, row, inside, lambda one: _why_blocked(one, rules, still))
     _take_unmerges(connection, whole, ids, inside)
     return whole
 
 
-def closure(connection: Connection, profiles: Sequence[UUID], rules: Ruleset) -> Whole:
+def closure(connection: Connection, profiles: Sequence[UUID], rules: Ruleset, still: Mapping[Identifier, str]) -> Whole:
     """Return these profiles and all that hang together with them, as they are now: nothing is locked."""
     inside = set(profiles)
     while True:
-        whole = load(connection, list(inside), rules)
+        whole = load(connection, list(inside), rules, still)
         if whole.neighbours <= inside:
             return whole
         inside |= whole.neighbours
 
 
-def _take_link(whole: Whole, row: Sequence[Any], inside: frozenset[UUID], rules: Ruleset) -> None:
+def _why_blocked(identifier: Identifier, rules: Ruleset, still: Mapping[Identifier, str] | None) -> str:
+    """Return why an identifier that is marked as blocked is so, "" where it no longer is."""
+    if rules.blocks(identifier):
+        return clusters.BLOCKED_VALUE
+    return clusters.SHARED if still is None else still.get(identifier, "")
+
+
+def _take_link(
+    whole: Whole, row: Sequence[Any], inside: frozenset[UUID], why_blocked: Callable[[Identifier], str]
+) -> None:
     ends = [(Identifier(*row[at : at + 2]), *row[at + 2 : at + 5]) for at in (0, 5)]
     source_class, occurred_at, message_id, source_id, refused = row[10:]
     left, right = ends[0][0], ends[1][0]
@@ -102,8 +117,8 @@ def _take_link(whole: Whole, row: Sequence[Any], inside: frozenset[UUID], rules:
         whole.ids[identifier] = row_id
         if profile in inside:
             continue
-        if standing == BLOCKED:
-            whole.blocked[identifier] = clusters.BLOCKED_VALUE if rules.blocks(identifier) else clusters.SHARED
+        if standing == BLOCKED and (why := why_blocked(identifier)):
+            whole.blocked[identifier] = why
         else:
             whole.neighbours.add(profile)
 
@@ -115,6 +130,21 @@ def _take_unmerges(connection: Connection, whole: Whole, ids: Sequence[int], ins
         if profile not in inside:
             whole.neighbours.add(profile)
     whole.unmerges = [Unmerge(decision, at_us, sides) for decision, (at_us, sides) in found.items()]
+
+
+def blocked(connection: Connection, rules: Ruleset) -> dict[Identifier, str]:
+    """Return which of the identifiers that are marked as blocked are so under these rules, and why."""
+    marked = connection.execute(
+        "SELECT id FROM customer_profiles WHERE standing = %s ORDER BY id", [BLOCKED]
+    ).fetchall()
+    found = {}
+    for (profile,) in marked:
+        whole = load(connection, [profile], rules)
+        shared = clusters.shared(whole.links.values(), rules)
+        for one in whole.rows:
+            if why := clusters.BLOCKED_VALUE if rules.blocks(one) else clusters.SHARED if one in shared else "":
+                found[one] = why
+    return found
 
 
 def stored_evidence(connection: Connection, pairs: Mapping[tuple[int, int], Pair]) -> dict[Pair, Evidence]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -164,17 +164,19 @@ class Pipeline:
         author: str = "",
         facts: Sequence[Message] = (),
         tells_splits: bool = True,
+        still: Mapping[Identifier, str] | None = None,
     ) -> Applied:
         """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
 
         `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
         `tells_splits` is false where a decision of the caller's says that somebody was split.
-        Raced where another process merges one of them meanwhile.
+        `still` are the identifiers that rules block which were just changed. Raced where another process merges one
+        of them meanwhile.
         """
         store.hold_rules(connection)
         batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
         people = batch.resolver.hold(profiles)
-        batch.resolver.look_at_all(people, reason, author=author)
+        batch.resolver.look_at_all(people, reason, author=author, still=still)
         if not tells_splits:
             batch.resolver.decisions = [one for one in batch.resolver.decisions if one.kind != "split"]
         batch.rows = [(fact, None) for fact in facts]

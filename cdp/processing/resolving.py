@@ -310,13 +310,21 @@ class Resolver:
             self.changed[one] = None
 
     def look_at_all(
-        self, people: Iterable[Person], reason: str, *, author: str = "", news: Sequence[News] = ()
+        self,
+        people: Iterable[Person],
+        reason: str,
+        *,
+        author: str = "",
+        news: Sequence[News] = (),
+        still: Mapping[Identifier, str] | None = None,
     ) -> None:
         """Make the clusters anew of everything that hangs together with these people.
 
+        `still` is as in `graph.load`.
+
         Who splits off gets the profile back that it had first, or a new one; who stays keeps theirs.
         """
-        whole, mine = self._closure(set(people))
+        whole, mine = self._closure(set(people), still)
         links = whole.links | {pair: one for pair, one in self.links.items() if self._concerns(pair, mine)}
         links |= {one.link.pair: one.link for one in news}
         everyone = [one for person in mine for one in person.identifiers()]
@@ -329,10 +337,10 @@ class Resolver:
     def _concerns(self, pair: Pair, people: set[Person]) -> bool:
         return any(one in self.of and self._root(one) in people for one in pair)
 
-    def _closure(self, people: set[Person]) -> tuple[graph.Whole, set[Person]]:
+    def _closure(self, people: set[Person], still: Mapping[Identifier, str] | None) -> tuple[graph.Whole, set[Person]]:
         """Lock and load everything that hangs together by links and unmerges; blocked identifiers hold nothing."""
         while True:
-            whole = graph.load(self._connection, self._stored(people), self._rules)
+            whole = graph.load(self._connection, self._stored(people), self._rules, still)
             missing = whole.neighbours - self._people.keys()
             if missing:
                 self._locked(missing)
