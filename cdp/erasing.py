@@ -280,7 +280,7 @@ def elsewhere(person: Person) -> dict[str, int]:
         "decisions": _scrub_decisions(person, found),
         "admin_log": _scrub_log(person, found),
         "task_errors": _scrub_texts(TaskRun.objects.exclude(error=""), ("error",), person, found),
-        "imports": _scrub_texts(EventImport.objects.all(), ("name",), person, found),
+        "imports": _scrub_texts(EventImport.objects.all(), ("name", "trouble"), person, found),
     }
 
 

@@ -20,6 +20,7 @@ _viewer = {f"cdp.view_{model}" for model in _VIEW}
 _operator = {
     "cdp.view_personal_data", "cdp.change_profile", "cdp.change_account",
     "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
+    "cdp.view_eventimport", "cdp.add_eventimport", "cdp.change_eventimport",
     "cdp.add_mergepolicy", "cdp.change_mergepolicy",
 }  # fmt: skip
 _admin = (

@@ -4,7 +4,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
 
-from cdp.models import ApiKey, AuditEntry, Checkpoint, Erasure, MergePolicy, Processor, TaskRun
+from cdp.models import ApiKey, AuditEntry, Checkpoint, Erasure, EventImport, MergePolicy, Processor, TaskRun
 from tests.factories import (
     NOON,
     make_account,
@@ -24,6 +24,7 @@ LISTS = {
     "cdp_account": {"viewer", "operator", "admin"},
     "cdp_source": {"viewer", "operator", "admin"},
     "cdp_deadletter": {"viewer", "operator", "admin"},
+    "cdp_eventimport": {"operator", "admin"},
     "cdp_identitydecision": {"viewer", "operator", "admin"},
     "cdp_traitdefinition": {"viewer", "operator", "admin"},
     "cdp_mergepolicy": {"viewer", "operator", "admin"},
@@ -57,6 +58,9 @@ def rows():
         "cdp_account": make_account(("group_id", "acme")),
         "cdp_source": shop,
         "cdp_deadletter": make_dead_letter(shop),
+        "cdp_eventimport": EventImport.objects.create(
+            name="a.csv", sha256="0" * 64, source=shop, file_format="csv", size=1, created_at=NOON, updated_at=NOON
+        ),
         "cdp_identitydecision": make_decision(ann, visitor, source=shop),
         "cdp_traitdefinition": 1,
         "cdp_mergepolicy": MergePolicy.objects.create(trait="tags", policy="union"),

@@ -52,6 +52,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "title": "Events",
             "items": [
                 _list("Sources", "input", "source"),
+                _list("Imports", "upload_file", "eventimport"),
                 _list("Dead letters", "report", "deadletter"),
                 _list("Trace an event", "route", "event"),
                 _list("Checkpoints", "flag", "checkpoint"),

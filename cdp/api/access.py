@@ -34,6 +34,8 @@ SCOPES = {
     "definitions:write": ("Change merge policies", "cdp.change_mergepolicy"),
     "sources:read": ("Read sources, without their write keys", "cdp.view_source"),
     "sources:write": ("Create and change sources, see and rotate their write keys", "cdp.change_source"),
+    "imports:read": ("Read imports", "cdp.view_eventimport"),
+    "imports:write": ("Import files of events", "cdp.change_eventimport"),
     "keys:write": ("Create, list and revoke API keys", "cdp.change_apikey"),
     "dead_letters:read": ("Read dead letters", "cdp.view_deadletter"),
     "dead_letters:write": ("Replay dead letters", "cdp.replay_deadletter"),

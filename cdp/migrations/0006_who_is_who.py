@@ -182,6 +182,7 @@ class Migration(migrations.Migration):
                     "errors_path",
                     models.CharField(blank=True, help_text="The file that names each of them", max_length=512),
                 ),
+                ("trouble", models.TextField(blank=True, help_text="Why it stopped by itself")),
                 ("author", models.CharField(blank=True, max_length=255)),
                 ("created_at", models.DateTimeField()),
                 ("updated_at", models.DateTimeField()),
