@@ -169,7 +169,7 @@ def dry_run(namespaces: Any, *, progress: Callable[[int, int], None] | None = No
 
 
 def _looked(driver: store.Connection, rules: Ruleset, progress: Callable[[int, int], None]) -> Outcome:
-    seeds, still = _seeds(driver, rules), graph.blocked(driver, rules)
+    seeds, still = _concerned(driver, rules)
     outcome, seen, largest = Outcome(), set[UUID](), 0
     for number, seed in enumerate(seeds, 1):
         if seed not in seen:
@@ -210,6 +210,12 @@ def _largest(driver: store.Connection, seen: set[UUID]) -> tuple[int, int]:
             if profile not in seen:
                 return largest, size
     return largest, 0
+
+
+def _concerned(driver: store.Connection, rules: Ruleset) -> tuple[list[UUID], dict[Identifier, str]]:
+    """Return whom rules may concern, and the identifiers that stay blocked, which nothing changes for."""
+    still, profiles = graph.blocked(driver, rules)
+    return [one for one in _seeds(driver, rules) if one not in profiles], still
 
 
 def _seeds(driver: store.Connection, rules: Ruleset) -> list[UUID]:
@@ -289,7 +295,7 @@ def _alone() -> Iterator[bool]:
 
 def _applied(row: IdentityRules, progress: Callable[[int, int], None]) -> IdentityRules:
     rules = Ruleset.of(row.version, row.namespaces)
-    seeds, still = _seeds(connection.connection, rules), graph.blocked(connection.connection, rules)
+    seeds, still = _concerned(connection.connection, rules)
     after = row.progress.get("after", "")
     left = [one for one in seeds if str(one) > after]
     done = Outcome(len(seeds) - len(left), row.progress.get("split", 0), row.progress.get("merged", 0))

@@ -142,19 +142,18 @@ def _take_unmerges(connection: Connection, whole: Whole, ids: Sequence[int]) -> 
     whole.unmerges = list(found.values())
 
 
-def blocked(connection: Connection, rules: Ruleset) -> dict[Identifier, str]:
-    """Return which of the identifiers that are marked as blocked are so under these rules, and why."""
-    marked = connection.execute(
-        "SELECT id FROM customer_profiles WHERE standing = %s ORDER BY id", [BLOCKED]
-    ).fetchall()
-    found = {}
-    for (profile,) in marked:
+def blocked(connection: Connection, rules: Ruleset) -> tuple[dict[Identifier, str], set[UUID]]:
+    """Return which of the identifiers that are marked as blocked are so under these rules, and why; their profiles."""
+    marked = connection.execute("SELECT id FROM customer_profiles WHERE standing = %s ORDER BY id", [BLOCKED])
+    found, profiles = {}, set[UUID]()
+    for (profile,) in marked.fetchall():
         whole = load(connection, [profile], rules)
         shared = clusters.shared(whole.links.values(), rules)
         for one in whole.rows:
             if why := clusters.BLOCKED_VALUE if rules.blocks(one) else clusters.SHARED if one in shared else "":
                 found[one] = why
-    return found
+                profiles.add(profile)
+    return found, profiles
 
 
 def stored_evidence(connection: Connection, pairs: Mapping[tuple[int, int], Pair]) -> dict[Pair, Evidence]:
