@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -60,22 +60,42 @@ _DELETIONS = {
     "account_memberships": "DELETE FROM cdp_accountmember WHERE identifier_id = ANY(%s::bigint[])",
     "identifiers": "DELETE FROM cdp_identifier WHERE id = ANY(%s::bigint[])",
 }
-# An event says two identifiers only where there is an edge between its anchor and each other one.
-_NEIGHBOURS = """
-SELECT DISTINCT i.id, i.profile_id FROM cdp_edge e
-JOIN cdp_identifier i ON i.id = CASE WHEN e.left_id = ANY(%(anchors)s::bigint[]) THEN e.right_id ELSE e.left_id END
-WHERE (e.left_id = ANY(%(anchors)s::bigint[]) OR e.right_id = ANY(%(anchors)s::bigint[]))
-AND i.id <> ALL(%(anchors)s::bigint[])
+# An event says two identifiers only where there is an edge between its anchor and each other one, and what tells of an
+# unmerge only those that were on one side of it.
+NEIGHBOURS = """
+WITH beside AS (
+    SELECT CASE WHEN left_id = ANY(%(anchors)s::bigint[]) THEN right_id ELSE left_id END AS id FROM cdp_edge
+    WHERE left_id = ANY(%(anchors)s::bigint[]) OR right_id = ANY(%(anchors)s::bigint[])
+    UNION
+    SELECT identifier_id FROM cdp_unmergeside WHERE decision_id IN (
+        SELECT decision_id FROM cdp_unmergeside WHERE identifier_id = ANY(%(anchors)s::bigint[])
+    )
+)
+SELECT id, profile_id FROM cdp_identifier JOIN beside USING (id) WHERE id <> ALL(%(anchors)s::bigint[])
 """
 _DECISIONS = """
 UPDATE cdp_identitydecision SET detail = '{}', message_id = ''
 WHERE (profile_id = ANY(%(profiles)s::uuid[]) OR other_id = ANY(%(profiles)s::uuid[]))
 AND (detail <> '{}' OR message_id <> '')
 """
+# Identifiers of which nothing is left: none but the person's events ever told of them.
+_ORPHANS = """
+SELECT i.id, i.namespace, i.value, i.profile_id FROM cdp_identifier i
+WHERE i.id = ANY(%s::bigint[]) AND i.registers = '{}' AND i.trait_states = '{}'
+AND NOT EXISTS (SELECT FROM cdp_identifier other WHERE other.profile_id = i.profile_id AND other.id <> i.id)
+AND NOT EXISTS (SELECT FROM cdp_edge WHERE left_id = i.id)
+AND NOT EXISTS (SELECT FROM cdp_edge WHERE right_id = i.id)
+AND NOT EXISTS (SELECT FROM cdp_unmergeside WHERE identifier_id = i.id)
+AND NOT EXISTS (SELECT FROM cdp_accountmember WHERE identifier_id = i.id)
+AND NOT EXISTS (SELECT FROM event_stream WHERE anchor_id = i.id)
+"""
 _MENTIONS = """
 SELECT event_id, ingested_at, anchor_id, message_id, name, identifiers::text, properties::text, context::text,
     extra::text
-FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND identifiers @> ANY(%(pairs)s::jsonb[])
+FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND (
+    identifiers @> ANY(%(pairs)s::jsonb[])
+    OR event_type IN ('unmerge', 'lift_unmerge') AND properties->'identifiers' @> ANY(%(pairs)s::jsonb[])
+)
 LIMIT %(limit)s FOR UPDATE
 """
 _REWRITE = """
@@ -139,13 +159,27 @@ def whole(person: Person) -> Person:
 
 def delete(person: Person) -> dict[str, int]:
     """Delete a held person's rows, leave their profiles as empty stubs, and return how many rows it was."""
-    beside = select(_NEIGHBOURS, {"anchors": person.anchors})
+    beside = select(NEIGHBOURS, {"anchors": person.anchors})
     person.around = sorted({*person.around, *(row[0] for row in beside)})
     person.neighbours = sorted({*person.neighbours, *(row[1] for row in beside)})
     counts = {name: _count(query, [person.anchors] * query.count("%s")) for name, query in _DELETIONS.items()}
     counts["decisions"] = _count(_DECISIONS, {"profiles": person.profiles})
     counts["profiles"] = _count(_EMPTY, [person.profiles])
     return counts
+
+
+def orphans(person: Person) -> Person:
+    """Delete the identifiers beside the person that only their events told of, and return whose they were.
+
+    They belonged to nobody else, but the rules had kept them from the person: their profiles are left as stubs.
+    """
+    beside = select("SELECT profile_id FROM cdp_identifier WHERE id = ANY(%s::bigint[])", [person.around])
+    select(_LOCK, [sorted({row[0] for row in beside})])
+    found = select(_ORPHANS, [person.around])
+    alone = Person([Identifier(*row[1:3]) for row in found], [row[0] for row in found], [row[3] for row in found])
+    _execute(_DELETIONS["identifiers"], [alone.anchors])
+    _execute(_EMPTY, [alone.profiles])
+    return alone
 
 
 def letters(person: Person) -> int:
@@ -193,9 +227,15 @@ def mentions(person: Person) -> int:
     events = select(_MENTIONS, {"around": person.around, "pairs": pairs, "limit": CHUNK})
     for row in events:
         _execute(_REWRITE, _without(row, person, found))
-    profiles = _scrub_states({row[2] for row in events}, found) if events else []
-    person.neighbours = sorted({*person.neighbours, *profiles})
+    if events:
+        mentioned(person, {row[2] for row in events})
     return len(events)
+
+
+def mentioned(person: Person, anchors: Collection[int]) -> None:
+    """Take the person's identifiers out of the traits of others, by the anchors of events that name them."""
+    profiles = _scrub_states(anchors, redaction.pattern(person.values))
+    person.neighbours = sorted({*person.neighbours, *profiles})
 
 
 def _without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
@@ -207,7 +247,7 @@ def _without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list
     return [*plain, json.dumps(kept, ensure_ascii=False), *cleaned, event_id, ingested_at]
 
 
-def _scrub_states(anchors: Iterable[int], found: re.Pattern[str]) -> list[UUID]:
+def _scrub_states(anchors: Collection[int], found: re.Pattern[str]) -> list[UUID]:
     """Take the identifiers out of what those events made of others' traits, as a replay of them would."""
     locked = select(
         "SELECT id FROM customer_profiles WHERE id IN (SELECT profile_id FROM cdp_identifier WHERE id = ANY(%s))"
@@ -240,7 +280,7 @@ def elsewhere(person: Person) -> dict[str, int]:
         "decisions": _scrub_decisions(person, found),
         "admin_log": _scrub_log(person, found),
         "task_errors": _scrub_texts(TaskRun.objects.exclude(error=""), ("error",), person, found),
-        "imports": _scrub_texts(EventImport.objects.all(), ("name",), person, found),
+        "imports": _scrub_texts(EventImport.objects.all(), ("name", "trouble"), person, found),
     }
 
 

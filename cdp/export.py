@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from cdp import audit, dead_letters, erasing, holders, subjects
+from cdp import archive, audit, dead_letters, erasing, holders, subjects
 from cdp.erasing import Person
 from cdp.models import AuditEntry
 from cdp.processing import suppression
@@ -44,8 +44,9 @@ _BY_ANCHORS = {
         WHERE i.id = ANY(%(anchors)s::bigint[]) ORDER BY i.id
     """,
     "accounts": """
-        SELECT json_build_object('account', m.account_id, 'names', a.traits, 'role', m.role, 'joined_at', m.joined_at,
-            'left_at', m.left_at, 'evidence', m.register, 'identifier', i.namespace || ':' || i.value)::text
+        SELECT json_build_object('account', m.account_id, 'account_traits', a.traits, 'role', m.role,
+            'joined_at', m.joined_at, 'left_at', m.left_at, 'evidence', m.register,
+            'identifier', i.namespace || ':' || i.value)::text
         FROM cdp_accountmember m JOIN cdp_account a ON a.id = m.account_id
         JOIN cdp_identifier i ON i.id = m.identifier_id WHERE i.id = ANY(%(anchors)s::bigint[]) ORDER BY m.id
     """,
@@ -133,6 +134,13 @@ def _events(subject: Subject) -> Rows:
             at, after, _ = found[-1]
 
 
+def _archived(subject: Subject) -> Rows:
+    """Yield the events of partitions that PostgreSQL has no more."""
+    if subject.anchors:
+        for row in archive.events(anchors=subject.anchors, dropped_only=True):
+            yield _encode(row)
+
+
 def _letters(subject: Subject) -> Rows:
     for letter in erasing.letters_of(_person(subject)):
         shown = dead_letters.payload_of(letter)
@@ -159,6 +167,7 @@ SECTIONS: dict[str, Callable[[Subject], Rows]] = {
     "edges": _by_anchors("edges"),
     "decisions": _decisions,
     "events": _events,
+    "archived_events": _archived,
     "dead_letters": _letters,
     "audit": _audit,
 }

@@ -17,7 +17,7 @@ import psycopg
 from django.db import connection, transaction
 
 from cdp import audit, definitions, lookup, showing, unmerging
-from cdp.models import IdentityRules, Standing
+from cdp.models import IdentityRules
 from cdp.processing import clusters, graph, store
 from cdp.processing.clusters import ANY, Ruleset
 from cdp.processing.identity import BLOCKED, MAX_NAMESPACE, MAX_VALUE, USER_ID, Identifier
@@ -65,7 +65,6 @@ SELECT i.profile_id FROM (
 JOIN cdp_identifier i ON i.id = one
 ORDER BY 1
 """
-_BLOCKED = "SELECT id FROM customer_profiles WHERE standing = %s AND merged_into_id IS NULL ORDER BY id"
 _LARGEST = """
 SELECT profile_id, count(*) FROM cdp_identifier GROUP BY profile_id ORDER BY count(*) DESC, profile_id
 """
@@ -175,13 +174,12 @@ def dry_run(namespaces: Any, *, progress: Callable[[int, int], None] | None = No
 
 
 def _looked(driver: store.Connection, rules: Ruleset, progress: Callable[[int, int], None]) -> Outcome:
-    seeds = _seeds(driver, rules)
-    freed = _freed(driver, rules)
+    seeds, still = _concerned(driver, rules)
     outcome, seen, largest = Outcome(), set[UUID](), 0
     for start in range(0, len(seeds), TOGETHER):
         fresh = [one for one in seeds[start : start + TOGETHER] if one not in seen]
         if fresh:
-            whole = _closure(driver, fresh, rules, freed)
+            whole = graph.closure(driver, fresh, rules, still)
             seen |= {row.profile for row in whole.rows.values()}
             largest = max(largest, _compare(whole, rules, outcome))
         progress(min(start + TOGETHER, len(seeds)), len(seeds))
@@ -211,30 +209,6 @@ def _compare(whole: graph.Whole, rules: Ruleset, outcome: Outcome) -> int:
     return max(map(len, made), default=0)
 
 
-def _freed(driver: store.Connection, rules: Ruleset) -> dict[Identifier, UUID]:
-    """Return the identifiers that stand for nobody now, and would for somebody by these rules, with their profiles."""
-    rows = driver.execute(_BLOCKED, [Standing.BLOCKED]).fetchall()
-    freed: dict[Identifier, UUID] = {}
-    for (profile,) in rows:
-        whole = graph.load(driver, [profile], rules)
-        shared = clusters.shared(whole.links.values(), rules)
-        freed |= {one: profile for one in whole.rows if one not in shared and not rules.blocks(one)}
-    return freed
-
-
-def _closure(
-    driver: store.Connection, seeds: Sequence[UUID], rules: Ruleset, freed: Mapping[Identifier, UUID]
-) -> graph.Whole:
-    """Return all that hangs together with profiles once these identifiers are freed."""
-    inside = set(seeds)
-    while True:
-        whole = graph.load(driver, list(inside), rules)
-        around = whole.neighbours | {freed[one] for one in whole.blocked if one in freed}
-        if around <= inside:
-            return whole
-        inside |= around
-
-
 def _largest(driver: store.Connection, seen: set[UUID]) -> tuple[int, int]:
     """Return the number of identifiers of the largest profile, and of the largest that is not among `seen`."""
     largest = 0
@@ -244,6 +218,12 @@ def _largest(driver: store.Connection, seen: set[UUID]) -> tuple[int, int]:
             if profile not in seen:
                 return largest, size
     return largest, 0
+
+
+def _concerned(driver: store.Connection, rules: Ruleset) -> tuple[list[UUID], dict[Identifier, str]]:
+    """Return whom rules may concern, and the identifiers that stay blocked, which nothing changes for."""
+    still, profiles = graph.blocked(driver, rules)
+    return [one for one in _seeds(driver, rules) if one not in profiles], still
 
 
 def _seeds(driver: store.Connection, rules: Ruleset) -> list[UUID]:
@@ -322,7 +302,8 @@ def _alone() -> Iterator[bool]:
 
 
 def _applied(row: IdentityRules, progress: Callable[[int, int], None]) -> IdentityRules:
-    seeds = _seeds(connection.connection, Ruleset.of(row.version, row.namespaces))
+    rules = Ruleset.of(row.version, row.namespaces)
+    seeds, still = _concerned(connection.connection, rules)
     after = row.progress.get("after", "")
     left = [one for one in seeds if str(one) > after]
     done = Outcome(len(seeds) - len(left), row.progress.get("split", 0), row.progress.get("merged", 0))
@@ -331,7 +312,7 @@ def _applied(row: IdentityRules, progress: Callable[[int, int], None]) -> Identi
         chunk = left[start : start + CHUNK]
         fresh = [one for one in chunk if one not in seen]
         if fresh:
-            seen |= _rebuilt(pipeline, fresh, row.author, done)
+            seen |= _rebuilt(pipeline, fresh, still, row.author, done)
         done.looked_at += len(chunk)
         row.progress = _tried(row) | _progress(done, len(seeds)) | {"after": str(chunk[-1])}
         row.save(update_fields=["progress"])
@@ -352,14 +333,18 @@ def _progress(done: Outcome, of: int) -> dict[str, Any]:
     return found | {"of": of}
 
 
-def _rebuilt(pipeline: Pipeline, profiles: Sequence[UUID], author: str, done: Outcome) -> set[UUID]:
+def _rebuilt(
+    pipeline: Pipeline, profiles: Sequence[UUID], still: Mapping[Identifier, str], author: str, done: Outcome
+) -> set[UUID]:
     """Make people anew in a transaction of their own; return whose profiles that were."""
     for _ in range(RACES):
         try:
             with transaction.atomic():
                 connection.ensure_connection()
                 living = sorted({found for one in profiles if (found := lookup.survivor(one))})
-                applied = pipeline.look_at_all(connection.connection, living, reason="rules", author=author)
+                applied = pipeline.look_at_all(
+                    connection.connection, living, reason="rules", author=author, still=still
+                )
                 unmerging.tell(applied)
                 transaction.on_commit(partial(showing.show, applied), robust=True)
             done.split += applied.splits

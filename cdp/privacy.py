@@ -20,17 +20,21 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connection, transaction
 
-from cdp import archive, audit, erasing, holders, redaction, subjects, suppressions
+from cdp import archive, audit, erasing, holders, redaction, showing, subjects, suppressions
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Log, encode_entry
-from cdp.models import Checkpoint, Erasure
+from cdp.models import AccountMember, Checkpoint, Erasure, Profile, Standing
+from cdp.processing.pipeline import Pipeline
 from cdp.profiles import ProfileCache
+from cdp.subjects import Subject
 from martech.lib import clock
 from martech.lib.errors import RetryableError
 
 Status = Erasure.Status
 UNFINISHED = (Status.REQUESTED, Status.RUNNING)
+# Events of a person are counted up to here.
+COUNT_CAP = 10_000
 # How long a step waits for the log, before it lets others work and comes again.
 PATIENCE = 30.0
 POLL_SECONDS = 0.1
@@ -78,11 +82,35 @@ class Run:
 Receipt = dict[str, Any]
 
 
-def request(*, reference: str, actor: str, reason: str = "") -> Erasure:
+@dataclass(frozen=True, slots=True)
+class Consequences:
+    """What an erasure would do: whom it means, and how much of them is known (events up to `COUNT_CAP`)."""
+
+    subject: Subject
+    events: int
+    capped: bool
+    accounts: int
+    others: int
+
+
+def consequences(reference: str) -> Consequences:
+    """Say what an erasure would do; UnknownPerson where the reference can name nobody."""
+    subject = subjects.find(reference)
+    beside = erasing.select(erasing.NEIGHBOURS, {"anchors": subject.anchors})
+    events = erasing.select(
+        "SELECT count(*) FROM (SELECT FROM event_stream WHERE anchor_id = ANY(%s::bigint[]) LIMIT %s) AS first",
+        [subject.anchors, COUNT_CAP + 1],
+    )[0][0]
+    accounts = AccountMember.objects.filter(identifier_id__in=subject.anchors).count()
+    others = len({profile for _, profile in beside})
+    return Consequences(subject, min(events, COUNT_CAP), events > COUNT_CAP, accounts, others)
+
+
+def request(*, reference: str, actor: str, reason: str = "", enqueue: bool = True) -> Erasure:
     """Ask for the erasure of a person, by a profile's id or any identifier; from the commit on they are kept out.
 
     An identifier that nobody has is kept out all the same. UnknownPerson where the reference can name nobody. The
-    stores are erased by a task, or by `run`.
+    stores are erased by a task, or without `enqueue` by the caller's `run`.
     """
     with transaction.atomic():
         subject = subjects.find(reference)
@@ -98,7 +126,8 @@ def request(*, reference: str, actor: str, reason: str = "") -> Erasure:
         kind, row = ("profile", subject.profile_id) if subject.profile_id else ("erasure", erasure.pk)
         audit.record(actor=actor, action="profile.erase", object_type=kind, object_id=row,
                      detail={"erasure": str(erasure.pk)})  # fmt: skip
-        transaction.on_commit(lambda: _send(erasure.pk), robust=True)
+        if enqueue:
+            transaction.on_commit(lambda: _send(erasure.pk), robust=True)
     return erasure
 
 
@@ -134,7 +163,7 @@ def run(erasure_id: UUID, *, patience: float = PATIENCE) -> Erasure:
 
 def _take(turn: Run, name: str, step: Callable[[Run], Receipt]) -> None:
     """Do a step and write its receipt: together, where the step is PostgreSQL's own."""
-    if step in JOINT:
+    if name in JOINT:
         with transaction.atomic():
             _keep_receipt(turn, name, step(turn))
     else:
@@ -260,6 +289,23 @@ def _older_transactions(since: str) -> int:
         return int(cursor.fetchone()[0])
 
 
+def _look_again(turn: Run) -> Receipt:
+    """Let the rules look again at those whose evidence the person's was part of, as a replay without it would."""
+    with transaction.atomic():
+        alone = erasing.orphans(turn.work.person)
+    with closing(ProfileCache(settings.CONFIG.cache_url)) as cache:
+        cache.erase(alone.identifiers, alone.profiles, [])
+    beside = Profile.objects.filter(identifiers__in=turn.work.person.around)
+    # On settled ones nothing was ever refused, and evidence that is gone can join nobody.
+    unsettled = list(beside.exclude(standing=Standing.SETTLED).order_by("pk").values_list("pk", flat=True).distinct())
+    for profile_id in unsettled:
+        with transaction.atomic():
+            connection.ensure_connection()
+            applied = Pipeline(suppressions.key()).look_at_all(connection.connection, [profile_id], reason="erasure")
+            transaction.on_commit(lambda applied=applied: showing.show(applied), robust=True)  # type: ignore[misc]
+    return {"profiles": len(unsettled), "left_alone": len(alone.profiles)}
+
+
 def _erase_mentions(turn: Run) -> Receipt:
     """Take the person out of the events of others, some at a time."""
     more = True
@@ -273,7 +319,16 @@ def _erase_mentions(turn: Run) -> Receipt:
 
 
 def _erase_archived(turn: Run) -> Receipt:
-    return asdict(archive.erase(anchors=turn.work.person.anchors, values=turn.work.person.values))
+    person = turn.work.person
+
+    def mentioned(anchors: frozenset[int]) -> None:
+        with transaction.atomic():
+            erasing.mentioned(person, anchors)
+            turn.keep()
+
+    found = archive.erase(anchors=person.anchors, values=person.values, mentioned=mentioned)
+    _erase_cached(turn)
+    return asdict(found)
 
 
 def _erase_held(turn: Run) -> Receipt:
@@ -291,12 +346,14 @@ STEPS: dict[str, Callable[[Run], Receipt]] = {
     "cache": _erase_cached,
     "log": _erase_logged,
     "late": _erase_late,
+    "clusters": _look_again,
     "mentions": _erase_mentions,
     "archive": _erase_archived,
     "holders": _erase_held,
     "elsewhere": _erase_elsewhere,
 }
-JOINT = (_erase_rows, _erase_letters, _erase_elsewhere)
+# Those that are PostgreSQL's own: done and written down in one transaction.
+JOINT = frozenset({"postgresql", "dead_letters", "elsewhere"})
 
 
 def _receipt(found: Receipt) -> Receipt:

@@ -1,7 +1,7 @@
 """The three roles: groups of permissions, brought up to date after every migration.
 
 Viewers see what happens with personal data masked (`cdp.masking`), operators see and mend it,
-admins also manage keys, users and the schedule.
+admins also erase people, read the audit trail and manage keys, users and the schedule.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ from typing import Any
 VIEWER, OPERATOR, ADMIN = "viewer", "operator", "admin"
 
 _VIEW = [
-    "checkpoint", "deadletter", "event", "identifier", "identitydecision", "identityrules", "mergepolicy", "processor",
+    "account", "checkpoint", "deadletter", "event", "identifier", "identitydecision", "identityrules", "mergepolicy",
+    "processor",
     "profile", "source", "taskrun", "traitdefinition",
 ]  # fmt: skip
 _SCHEDULE = ["clockedschedule", "crontabschedule", "intervalschedule", "periodictask", "solarschedule"]
 
 _viewer = {f"cdp.view_{model}" for model in _VIEW}
 _operator = {
-    "cdp.view_personal_data", "cdp.change_profile", "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
-    "cdp.add_mergepolicy", "cdp.change_mergepolicy", "cdp.unmerge_profile", "cdp.change_identitydecision",
-    "cdp.add_identityrules",
+    "cdp.view_personal_data", "cdp.change_profile", "cdp.change_account",
+    "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
+    "cdp.view_eventimport", "cdp.add_eventimport", "cdp.change_eventimport",
+    "cdp.add_mergepolicy", "cdp.change_mergepolicy",
+    "cdp.unmerge_profile", "cdp.change_identitydecision", "cdp.add_identityrules",
 }  # fmt: skip
 _admin = (
     {f"cdp.{verb}_apikey" for verb in ("view", "add", "change")}
+    | {"cdp.view_erasure", "cdp.add_erasure", "cdp.view_auditentry"}
     | {f"auth.{verb}_user" for verb in ("view", "add", "change", "delete")}
     | {"auth.view_group", "cdp.change_identityrules"}
     | {f"django_celery_beat.{verb}_{model}" for verb in ("view", "add", "change", "delete") for model in _SCHEDULE}

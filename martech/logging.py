@@ -1,6 +1,8 @@
 """Structured logs: one line an event, as JSON or for people to read, of our own code and of libraries alike."""
 
+import logging
 import logging.config
+import re
 import sys
 from typing import Any
 
@@ -10,6 +12,23 @@ from martech.lib import env
 
 # What says something at every request or task, and what quotes whole addresses with their secrets.
 QUIET = ("celery.app.trace", "celery.worker.strategy", "django.request", "httpcore", "httpx")
+
+
+# Addresses of the REST API that name people by what they are called.
+_PEOPLE = re.compile(r"(/v1/profiles/)[^\s?]+")
+
+
+class Unnamed(logging.Filter):
+    """Takes people's identifiers out of the addresses that Django names where it could not answer as asked."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change a line that names such an address; let every line pass."""
+        said = record.msg if isinstance(record.msg, str) else ""
+        if record.args and isinstance(record.args, tuple) and said:
+            record.args = tuple(_PEOPLE.sub(r"\1…", one) if isinstance(one, str) else one for one in record.args)
+        if "/v1/profiles/" in said:
+            record.msg = _PEOPLE.sub(r"\1…", said)
+        return True
 
 
 def from_environment() -> dict[str, Any]:
@@ -55,7 +74,8 @@ def _settings(form: str, level: str) -> dict[str, Any]:
                 "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(form)],
             }
         },
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours"}},
+        "filters": {"unnamed": {"()": Unnamed}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours", "filters": ["unnamed"]}},
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
             # Django gives its loggers handlers of their own: everything goes one way here.

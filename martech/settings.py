@@ -113,6 +113,14 @@ AUTH_PASSWORD_VALIDATORS = [
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
 
+# Uploads wait here until their rows are in the log; every process that runs tasks has to see them.
+MEDIA_ROOT = OPTIONS.data / "files"
+FILE_UPLOAD_PERMISSIONS = 0o600
+FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o700
+IMPORT_UPLOAD_BYTES = 2**20 * env.integer(
+    "IMPORT_UPLOAD_MB", 1024, "Largest file, in MiB, that the admin takes for an import; the command has no limit"
+)
+
 LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 USE_TZ = True
@@ -248,7 +256,19 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/v1",
     "TAGS": [
         {"name": name}
-        for name in ("tracking", "profiles", "identity-decisions", "traits", "sources", "dead-letters", "api-keys")
+        for name in (
+            "tracking",
+            "profiles",
+            "identity-decisions",
+            "traits",
+            "sources",
+            "imports",
+            "dead-letters",
+            "api-keys",
+            "erasures",
+            "suppressed-identifiers",
+            "audit-entries",
+        )
     ],
     "SERVE_AUTHENTICATION": [],
     "SERVE_INCLUDE_SCHEMA": False,
@@ -256,6 +276,7 @@ SPECTACULAR_SETTINGS = {
         "SourceKind": "cdp.models.Source.Kind",
         "DecisionKind": "cdp.models.IdentityDecision.Kind",
         "DeadLetterStatus": "cdp.models.DeadLetter.Status",
+        "ErasureStatus": "cdp.models.Erasure.Status",
     },
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",

@@ -1,10 +1,11 @@
 """Random histories of people, and what the rules make of them from scratch."""
 
+from collections import Counter
 from itertools import count
 
 from hypothesis import strategies as st
 
-from cdp.processing import clusters
+from cdp.processing import clusters, registers
 from cdp.processing.clusters import Evidence, Link, paired
 from cdp.processing.identity import Identifier, anchor_of
 
@@ -79,3 +80,26 @@ def stored(core, mark):
     for row in rows:
         found.setdefault(row["profile_id"], set()).add(Identifier(row["namespace"], row["value"]))
     return {frozenset(one) for one in found.values()}
+
+
+def consistent(core, mark):
+    """Fail where profiles are not what their identifiers say."""
+    profiles = core.rows(
+        "SELECT id, identity_graph, registers::text, trait_states, merged_into_id FROM customer_profiles"
+        " WHERE id IN (SELECT profile_id FROM cdp_identifier WHERE value LIKE %s)",
+        mark + "%",
+    )
+    for profile in profiles:
+        held = core.rows(
+            "SELECT namespace, value, registers::text, trait_states FROM cdp_identifier WHERE profile_id = %s",
+            profile["id"],
+        )
+        graph = {(namespace, value) for namespace, values in profile["identity_graph"].items() for value in values}
+        assert graph == {(row["namespace"], row["value"]) for row in held}
+        combined, counts = {}, Counter()
+        for row in held:
+            combined = registers.combine(combined, registers.load(row["registers"]))
+            counts.update({"1.1": row["trait_states"].get("1.1", 0)})
+        assert registers.load(profile["registers"]) == combined
+        assert profile["trait_states"].get("1.1", 0) == counts["1.1"]
+        assert profile["merged_into_id"] is None

@@ -4,9 +4,10 @@ import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
 
-from cdp.models import ApiKey, Checkpoint, MergePolicy, Processor, TaskRun
+from cdp.models import ApiKey, AuditEntry, Checkpoint, Erasure, EventImport, MergePolicy, Processor, TaskRun
 from tests.factories import (
     NOON,
+    make_account,
     make_api_key,
     make_dead_letter,
     make_decision,
@@ -20,8 +21,10 @@ pytestmark = pytest.mark.django_db
 
 LISTS = {
     "cdp_profile": {"viewer", "operator", "admin"},
+    "cdp_account": {"viewer", "operator", "admin"},
     "cdp_source": {"viewer", "operator", "admin"},
     "cdp_deadletter": {"viewer", "operator", "admin"},
+    "cdp_eventimport": {"operator", "admin"},
     "cdp_identitydecision": {"viewer", "operator", "admin"},
     "cdp_identityrules": {"viewer", "operator", "admin"},
     "cdp_traitdefinition": {"viewer", "operator", "admin"},
@@ -31,6 +34,8 @@ LISTS = {
     "cdp_processor": {"viewer", "operator", "admin"},
     "cdp_taskrun": {"viewer", "operator", "admin"},
     "cdp_apikey": {"admin"},
+    "cdp_erasure": {"admin"},
+    "cdp_auditentry": {"admin"},
     "auth_user": {"admin"},
     "django_celery_beat_periodictask": {"admin"},
     "django_celery_beat_intervalschedule": {"admin"},
@@ -51,8 +56,12 @@ def rows():
     )
     return {
         "cdp_profile": ann,
+        "cdp_account": make_account(("group_id", "acme")),
         "cdp_source": shop,
         "cdp_deadletter": make_dead_letter(shop),
+        "cdp_eventimport": EventImport.objects.create(
+            name="a.csv", sha256="0" * 64, source=shop, file_format="csv", size=1, created_at=NOON, updated_at=NOON
+        ),
         "cdp_identitydecision": make_decision(ann, visitor, source=shop),
         "cdp_identityrules": 1,
         "cdp_traitdefinition": 1,
@@ -63,6 +72,8 @@ def rows():
         ),
         "cdp_taskrun": run,
         "cdp_apikey": ApiKey.objects.get(),
+        "cdp_erasure": Erasure.objects.create(requested_by="x", requested_at=NOON),
+        "cdp_auditentry": AuditEntry.objects.create(at=NOON, actor="x", action="y", object_type="z", object_id="1"),
     }
 
 
@@ -101,7 +112,7 @@ def test_nobody_gets_in_without_logging_in(client):
     assert client.get("/admin/login/").status_code == 200
 
 
-@pytest.mark.parametrize("model", ["profile", "deadletter", "identitydecision", "checkpoint", "taskrun"])
+@pytest.mark.parametrize("model", ["profile", "account", "deadletter", "identitydecision", "checkpoint", "taskrun"])
 def test_what_comes_by_events_is_not_added_changed_or_deleted(client, rows, model):
     client.force_login(make_user("", is_superuser=True))
     assert client.get(reverse(f"admin:cdp_{model}_add")).status_code == 403

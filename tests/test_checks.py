@@ -180,3 +180,17 @@ def test_a_broker_that_evicts_is_found():
             assert ids(checks.redis_broker()) == ["martech.E032"]
         finally:
             server.config_set("maxmemory-policy", "noeviction")
+
+
+def test_an_archive_that_cannot_be_written_is_found(settings, monkeypatch):
+    assert checks.archive() == []
+    settings.ARCHIVE_EVENTS = True
+    assert checks.archive() == []
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    assert ids(checks.archive()) == ["martech.E005"]
+    settings.STORAGES = settings.STORAGES | {"archive": {"BACKEND": "nowhere.Storage"}}
+    assert ids(checks.archive()) == ["martech.E005", "martech.E006"]
+    settings.STORAGES = settings.STORAGES | {
+        "archive": {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"bucket": "x"}}
+    }
+    assert ids(checks.archive()) == ["martech.E005", "martech.E006"]

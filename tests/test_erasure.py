@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
-from contextlib import closing
+import sys
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
+import psycopg
 import pytest
 import redis
 from django.conf import settings as django_settings
@@ -15,24 +19,29 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, holders, partitions, privacy
+from cdp import archive, holders, partitions, privacy, suppressions, unmerging
 from cdp.collector.keys import WriteKey
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
+from cdp.log.redis import RedisLog
 from cdp.models import (
     Account,
     AccountMember,
+    AuditEntry,
     DeadLetter,
     Erasure,
     Identifier,
     Profile,
+    Standing,
 )
 from cdp.processing.identity import Identifier as Key
+from cdp.processing.pipeline import Pipeline
 from martech.embedded.postgres import binaries
-from martech.lib.errors import RetryableError
+from martech.lib.errors import PermanentError, RetryableError
 from tests import collecting
 from tests.factories import make_source
-from tests.platform import message
+from tests.platform import Core, message
+from tests.running import ROOT, wait_until
 from tests.valkey import own_valkey
 
 # No value of Ann's is part of anybody else's.
@@ -200,8 +209,7 @@ def _archive_some():
             "INSERT INTO event_stream (ingested_at, profile_id, anchor_id, identifiers, event_type, name, properties,"
             " context, extra, source_id, message_id, occurred_at, received_at, flags) SELECT %s, profile_id, anchor_id,"
             " identifiers, event_type, name, properties, context, extra, source_id, message_id, occurred_at,"
-            " received_at,"
-            " flags FROM event_stream",
+            " received_at, flags FROM event_stream",
             [datetime(2026, 3, 2, 12, tzinfo=UTC)],
         )
     assert sum(one.events for one in archive.archive_closed(now=timezone.now())) > 0
@@ -222,9 +230,16 @@ def _remember_in_other_places():
 
 
 def erase(reference, **options):
-    """Ask for an erasure as the command does, and do it to the end."""
-    erasure = privacy.request(reference=reference, actor="command:test", **options)
-    return erasure
+    """Ask for an erasure."""
+    return privacy.request(reference=reference, actor="command:test", enqueue=False, **options)
+
+
+def finish(platform, asked):
+    """Do an erasure to its end, with a processor that comes when it is waited for."""
+    with suppress(privacy.ErasureWaits):
+        privacy.run(asked.pk, patience=0)
+    platform.process()
+    return privacy.run(asked.pk, patience=5)
 
 
 @pytest.mark.parametrize("reference", [f"email:{ANN['email']}", f"anonymous_id:{ANN['older']}"])
@@ -276,3 +291,178 @@ def test_no_byte_of_an_erased_person_is_left_and_none_comes_back(lived, caplog, 
             events.trim(int(partition), position)
         events.compact(seconds=10)
     assert lived.found() == set()
+
+
+def test_whoever_dies_between_two_steps_is_followed_by_another_that_goes_on(lived, monkeypatch):
+    before = others_state()
+    asked = erase(f"user_id:{ANN['user_id']}")
+    for store, step in privacy.STEPS.items():
+        with monkeypatch.context() as patched:
+            patched.setitem(privacy.STEPS, store, _dying_after(step))
+            with suppress(privacy.ErasureWaits), pytest.raises(Died):
+                privacy.run(asked.pk, patience=0)
+            lived.process()
+            with pytest.raises(Died):
+                privacy.run(asked.pk, patience=0)
+        assert store not in Erasure.objects.get(pk=asked.pk).receipts
+        assert privacy.unfinished() == [asked.pk]
+    done = privacy.run(asked.pk)
+    assert (done.status, done.work) == (Erasure.Status.DONE, {})
+    assert privacy.unfinished() == []
+    assert lived.found() == set()
+    assert others_state() == before
+
+
+class Died(Exception):
+    """A step's process died when it had done its work, and before it could say so."""
+
+
+def _dying_after(step):
+    def die(turn):
+        step(turn)
+        raise Died
+
+    return die
+
+
+def test_an_identifier_that_nobody_has_is_kept_out_all_the_same(platform):
+    asked = erase("email:Carla@Example.com")
+    assert asked.profile is None
+    platform.send(message("identify", anonymousId="c-1", traits={"email": "carla@example.com"}), message(userId="dora"))
+    assert finish(platform, asked).status == Erasure.Status.DONE
+    assert list(Identifier.objects.values_list("namespace", "value")) == [("user_id", "dora")]
+
+
+def test_what_a_batch_wrote_that_had_begun_before_goes_too(lived):
+    """The batch has asked who is kept out, then comes the erasure, and then the batch's commit."""
+    asked = None
+    with psycopg.connect(lived.database_url) as late:
+        arrivals = Core.arrivals(None, message(userId=ANN["user_id"], anonymousId="late-cookie", event="Late"))
+        late.execute("SELECT version FROM cdp_definitionversion")
+        Pipeline()._without_erased(late, arrivals)
+        asked = erase(f"user_id:{ANN['user_id']}")
+        with pytest.raises(RetryableError):
+            privacy.run(asked.pk, patience=0)
+        lived.process()
+        with pytest.raises(RetryableError, match="Transactions from before"):
+            privacy.run(asked.pk, patience=0)
+        pipeline = Pipeline()
+        pipeline._without_erased = lambda connection, arrivals: (arrivals, 0)
+        pipeline.apply(late, arrivals)
+    assert Identifier.objects.filter(value="late-cookie").exists()
+    done = privacy.run(asked.pk)
+    assert done.receipts["late"]["identifiers"] == 2
+    assert lived.found() == set()
+    assert not Identifier.objects.filter(value="late-cookie").exists()
+    lived.send(message(anonymousId="late-cookie"))
+    lived.process()
+    assert not Identifier.objects.filter(value="late-cookie").exists()
+
+
+def test_a_person_who_comes_back_on_purpose_is_a_new_one(lived):
+    asked = erase(f"user_id:{ANN['user_id']}")
+    with pytest.raises(PermanentError, match="being erased"):
+        suppressions.lift(Key("user_id", ANN["user_id"]), actor="command:test")
+    old = finish(lived, asked).profile_id
+    assert suppressions.lift(Key("user_id", ANN["user_id"]), actor="command:test")
+    assert not suppressions.lift(Key("user_id", ANN["user_id"]), actor="command:test")
+    lived.send(message(userId=ANN["user_id"], event="Back"), message(userId="x", anonymousId=ANN["older"]))
+    lived.process()
+    back = Profile.objects.get(identifiers__value=ANN["user_id"])
+    assert back.pk != old
+    assert back.computed_traits["event_count"] == 1
+    assert not Identifier.objects.filter(value__in=["x", ANN["older"]]).exists()
+    assert AuditEntry.objects.get(action="suppression.lift").detail["namespace"] == "user_id"
+
+
+def test_two_processes_at_one_erasure_do_not_meet(lived):
+    asked = erase(f"user_id:{ANN['user_id']}")
+    with psycopg.connect(lived.database_url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s, %s)",
+                      [privacy.LOCK_CLASS, int.from_bytes(asked.pk.bytes[-4:], signed=True)])  # fmt: skip
+        with pytest.raises(privacy.ErasureWaits, match="Another process"):
+            privacy.run(asked.pk)
+        other.execute("SELECT pg_advisory_unlock_all()")
+    assert finish(lived, asked).status == Erasure.Status.DONE
+
+
+def test_a_log_that_cannot_forget_says_so_in_the_receipt(lived, monkeypatch):
+    monkeypatch.setattr(RedisLog, "compact", lambda self, *, seconds: False)
+    asked = erase(f"user_id:{ANN['user_id']}")
+    assert "does not rewrite its file" in finish(lived, asked).receipts["log"]["standing"]
+
+
+def test_a_cookie_that_is_shared_only_with_the_erased_person_is_shared_no_more(platform):
+    """The rules let a cookie be seen with ten user ids: without the eleventh it is the first one's."""
+    at = "2026-11-01T10:00:{:02}Z"
+    for number in range(11):
+        platform.send(message(userId=f"guest-{number:02}", anonymousId="kiosk", timestamp=at.format(number)))
+        platform.process()
+    kiosk = Identifier.objects.get(value="kiosk").profile
+    assert kiosk.standing == Standing.BLOCKED
+    done = finish(platform, erase("user_id:guest-00"))
+    assert done.receipts["clusters"]["profiles"] > 0
+    assert done.receipts["mentions"]["events"] == 0
+    assert Identifier.objects.get(value="kiosk").profile == Identifier.objects.get(value="guest-01").profile
+    assert Identifier.objects.values("profile").distinct().count() == 10
+
+
+def test_a_worker_that_is_killed_is_followed_by_the_next_one(lived, monkeypatch):
+    with own_valkey("broker") as broker:
+        config = django_settings.CONFIG
+        environment = os.environ | {
+            "DATABASE_URL": lived.database_url, "LOG_URL": config.log_url, "CACHE_URL": config.cache_url,
+            "BROKER_URL": broker.url, "LOG_PARTITIONS": "4", "ARCHIVE_BUCKETS": "4",
+            "ARCHIVE_DIR": str(lived.home / "archive"),
+        }  # fmt: skip
+        asked = erase(f"user_id:{ANN['user_id']}")
+        with _worker(environment, lived.home / "first.log") as worker:
+            _begin(environment)
+            wait_until(lambda: "cache" in Erasure.objects.get(pk=asked.pk).receipts)
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+        assert privacy.unfinished() == [asked.pk]
+        with _worker(environment, lived.home / "second.log"):
+            _begin(environment)
+            wait_until(lambda: Erasure.objects.get(pk=asked.pk).work.get("positions"))
+            wait_until(lambda: lived.process() or Erasure.objects.get(pk=asked.pk).status == Erasure.Status.DONE, 30)
+            wait_until(lambda: Erasure.objects.get(pk=asked.pk).status == Erasure.Status.DONE, 60)
+    # The holders are in this process's memory, which no other one sees.
+    assert {one for one in lived.found() if one[0] != "holders"} == set()
+
+
+@contextmanager
+def _worker(environment, log):
+    command = [sys.executable, "-m", "celery", "-q", "-A", "martech.celery", "worker", "--concurrency", "1"]
+    with log.open("w") as output:
+        worker = subprocess.Popen([*command, "--without-gossip", "--without-mingle", "-l", "DEBUG"], env=environment,
+                                  stdout=output, stderr=output, start_new_session=True)  # fmt: skip
+    try:
+        yield worker
+    finally:
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+
+
+def _begin(environment):
+    """Send what beat sends each minute."""
+    code = "import django; django.setup(); from cdp.tasks import finish_erasures; finish_erasures.delay()"
+    subprocess.run([sys.executable, "-c", code], env=environment | {"DJANGO_SETTINGS_MODULE": "martech.settings"},
+                   check=True, cwd=ROOT)  # fmt: skip
+
+
+def test_what_tells_of_an_unmerge_names_nobody_who_was_erased_since(platform):
+    platform.send(message(userId="hub-user-1", anonymousId="device-alpha"),
+                  message(userId="hub-user-1", anonymousId="device-gamma"))  # fmt: skip
+    platform.process()
+    hub = Profile.objects.get(identifiers__value="hub-user-1")
+    devices = [Key("anonymous_id", "device-alpha"), Key("anonymous_id", "device-gamma")]
+    unmerging.unmerge(profile_id=hub.pk, identifiers=devices, author="admin:x", note="device-gamma is another's")
+    pair = Identifier.objects.get(value="device-gamma").profile
+    unmerging.unmerge(profile_id=pair.pk, identifiers=devices[1:], author="admin:x")
+    assert finish(platform, erase("anonymous_id:device-gamma")).receipts["mentions"]["events"] == 2
+    dump = platform.stores()["postgresql"]
+    assert b"device-gamma" not in dump
+    assert b"hub-user-1" in dump
+    assert b"device-alpha" in dump

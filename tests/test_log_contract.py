@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import redis
@@ -68,6 +69,22 @@ def test_reading_goes_on_after_a_position_and_repeats_what_was_not_committed(log
     # A crash before the commit: the same position is read again.
     assert payloads(log.read({0: positions[0]}, limit=9, wait=0), 0) == [b"b", b"c"]
     assert log.read({0: positions[2]}, limit=9, wait=0) == {}
+
+
+def test_what_was_trimmed_is_not_on_its_disk_after_compacting(log):
+    old = append(log, *[(0, b"a long forgotten secret %d" % number) for number in range(20)])
+    last = append(log, (0, b"." * log.block_bytes))[0]
+    append(log, (0, b"what came later"))
+    assert log.compact(seconds=10)
+    log.trim(0, last)
+    assert log.compact(seconds=10)
+    if log.url.startswith("unix"):
+        home = Path(redis.Redis.from_url(log.url).config_get("dir")["dir"])
+        kept = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+        assert b"what came later" in kept
+        assert b"forgotten" not in kept
+    assert payloads(log.read({0: last}, limit=9, wait=0), 0) == [b"what came later"]
+    assert log.order(old[-1]) < log.order(last)
 
 
 def test_lag_counts_what_follows_a_position(log):

@@ -74,3 +74,18 @@ def test_the_level_is_a_setting(level, count):
 
 def test_django_says_everything_once():
     assert [json.loads(line)["event"] for line in lines(DJANGO, LOG_FORMAT="json")] == ["once", "once"]
+
+
+def test_addresses_that_name_people_are_cut_short():
+    program = """
+from django.test import Client
+import django
+django.setup()
+Client().get("/v1/profiles/email:ann@example.com/nothing", headers={"Authorization": "Bearer x"})
+import logging
+logging.getLogger("django.request").error("Internal Server Error: %s", "/v1/profiles/user_id:ann-1/export")
+logging.getLogger("django.request").warning("Not Found: /v1/profiles/user_id:ann-1")
+"""
+    told = [json.loads(line)["event"] for line in lines(program, LOG_FORMAT="json")]
+    assert told[-2:] == ["Internal Server Error: /v1/profiles/…", "Not Found: /v1/profiles/…"]
+    assert "ann" not in "".join(told)

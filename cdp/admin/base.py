@@ -14,8 +14,8 @@ from django.http import HttpRequest
 from unfold.admin import ModelAdmin
 from unfold.views import ChangeList
 
-from cdp import masking
-from cdp.models import DeadLetter, Identifier, IdentityDecision, Profile, TaskRun
+from cdp import audit, masking
+from cdp.models import Account, DeadLetter, Identifier, IdentityDecision, Profile, TaskRun
 
 COUNT_CAP = 10_000
 
@@ -47,6 +47,10 @@ def _profile(row: Profile) -> None:
     row.consent = masking.consent(row.consent)
 
 
+def _account(row: Account) -> None:
+    row.traits = masking.traits(row.traits)
+
+
 def _identifier(row: Identifier) -> None:
     row.value = masking.text(row.value)
 
@@ -66,6 +70,7 @@ def _run(row: TaskRun) -> None:
 
 
 MASKS: dict[type[Model], Callable[[Any], None]] = {
+    Account: _account,
     Profile: _profile,
     Identifier: _identifier,
     IdentityDecision: _decision,
@@ -105,7 +110,43 @@ class Changes(ChangeList):
             self.full_result_count = self.result_count
 
 
-class Page(ModelAdmin):
+class Audited(ModelAdmin):
+    """Writes what people change in the admin's own ways into the audit trail; what pages of our own do says so there.
+
+    Django's log beside it names rows by what they are called, which an erasure looks through.
+    """
+
+    def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """Write down that a row was made."""
+        self._record(request, "create", obj, message)
+        return super().log_addition(request, obj, message)
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """Write down that a row was changed."""
+        self._record(request, "change", obj, message)
+        return super().log_change(request, obj, message)
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
+        """Write down that rows are deleted."""
+        for obj in queryset:
+            self._record(request, "delete", obj, [])
+        return super().log_deletions(request, queryset)
+
+    def _record(self, request: HttpRequest, verb: str, obj: Model, message: Any) -> None:
+        kind = obj._meta.model_name or ""
+        # Django says which fields, in its own form; our pages say in words what they did.
+        said = {"said": message} if isinstance(message, str) and message else {"fields": _fields(message)}
+        audit.record(actor=audit.actor_of(request), action=f"{kind}.{verb}", object_type=kind, object_id=obj.pk,
+                     detail={name: value for name, value in said.items() if value})  # fmt: skip
+
+
+def _fields(message: Any) -> list[str]:
+    """Return the names of the fields that a change message tells of."""
+    said = [part.get("changed", {}).get("fields", []) for part in message if isinstance(part, dict)]
+    return [str(name) for names in said for name in names]
+
+
+class Page(Audited):
     """The base of our pages."""
 
     paginator = CappedPaginator

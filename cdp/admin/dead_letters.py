@@ -13,7 +13,7 @@ from django.views.decorators.http import require_POST
 from unfold.contrib.filters.admin import RadioFilter, RelatedDropdownFilter
 from unfold.decorators import display
 
-from cdp import dead_letters, masking, rehearsal
+from cdp import audit, dead_letters, masking, rehearsal
 from cdp.admin import trace
 from cdp.admin.base import Records, context_of
 from cdp.models import DeadLetter
@@ -151,6 +151,8 @@ class DeadLetterAdmin(Records):
         except MartechError as error:
             self.message_user(request, error.message, messages.ERROR)
             return
+        audit.record(actor=audit.actor_of(request), action="dead_letter.replay", object_type="deadletter", object_id="",
+                     detail={"matched": done.matched, "replayed": done.replayed})  # fmt: skip
         more = " There are more: replay again." if done.more else ""
         what = "1 dead letter" if done.replayed == 1 else f"{done.replayed} dead letters"
         self.message_user(request, f"{what} given back to the log.{more}", messages.SUCCESS)

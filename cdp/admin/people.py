@@ -13,12 +13,14 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
+from cdp.admin.base import Audited
+
 admin.site.unregister(User)
 admin.site.unregister(Group)
 
 
 @admin.register(User)
-class UserAdmin(UserBase, ModelAdmin):
+class UserAdmin(Audited, UserBase, ModelAdmin):
     """Users: their role is the group they are in."""
 
     form = UserChangeForm
@@ -68,5 +70,5 @@ def _may_touch(request: HttpRequest, user: User | None) -> bool:
 
 
 @admin.register(Group)
-class GroupAdmin(GroupBase, ModelAdmin):
+class GroupAdmin(Audited, GroupBase, ModelAdmin):
     """Roles: the three built in are brought back to what the code says with every migration."""

@@ -10,6 +10,8 @@ from django_celery_beat import models
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
+from cdp.admin.base import Audited
+
 for model in (
     models.ClockedSchedule,
     models.CrontabSchedule,
@@ -34,7 +36,7 @@ class PeriodicTaskForm(beat.PeriodicTaskForm):
 
 
 @admin.register(models.PeriodicTask)
-class PeriodicTaskAdmin(beat.PeriodicTaskAdmin, ModelAdmin):
+class PeriodicTaskAdmin(Audited, beat.PeriodicTaskAdmin, ModelAdmin):
     """What runs when."""
 
     form = PeriodicTaskForm
@@ -48,28 +50,28 @@ class TasksInline(beat.PeriodicTaskInline, TabularInline):
 
 
 @admin.register(models.IntervalSchedule)
-class IntervalScheduleAdmin(beat.IntervalScheduleAdmin, ModelAdmin):
+class IntervalScheduleAdmin(Audited, beat.IntervalScheduleAdmin, ModelAdmin):
     """Every so often."""
 
     inlines = [TasksInline]
 
 
 @admin.register(models.CrontabSchedule)
-class CrontabScheduleAdmin(beat.CrontabScheduleAdmin, ModelAdmin):
+class CrontabScheduleAdmin(Audited, beat.CrontabScheduleAdmin, ModelAdmin):
     """At times of the day, week and year."""
 
     inlines = [TasksInline]
 
 
 @admin.register(models.ClockedSchedule)
-class ClockedScheduleAdmin(beat.ClockedScheduleAdmin, ModelAdmin):
+class ClockedScheduleAdmin(Audited, beat.ClockedScheduleAdmin, ModelAdmin):
     """Once, at a time."""
 
     inlines = [TasksInline]
 
 
 @admin.register(models.SolarSchedule)
-class SolarScheduleAdmin(beat.SolarScheduleAdmin, ModelAdmin):
+class SolarScheduleAdmin(Audited, beat.SolarScheduleAdmin, ModelAdmin):
     """By the sun."""
 
     inlines = [TasksInline]

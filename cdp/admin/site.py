@@ -41,16 +41,19 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "items": [
                 {"title": "Overview", "icon": "dashboard", "link": reverse_lazy("admin:index")},
                 _list("Profiles", "person", "profile"),
+                _list("Accounts", "apartment", "account"),
                 _list("Identity decisions", "merge", "identitydecision"),
                 _list("Identity rules", "rule", "identityrules"),
                 _list("Computed traits", "functions", "traitdefinition"),
                 _list("Merge policies", "call_merge", "mergepolicy"),
+                _list("Erasures", "person_off", "erasure"),
             ],
         },
         {
             "title": "Events",
             "items": [
                 _list("Sources", "input", "source"),
+                _list("Imports", "upload_file", "eventimport"),
                 _list("Dead letters", "report", "deadletter"),
                 _list("Trace an event", "route", "event"),
                 _list("Checkpoints", "flag", "checkpoint"),
@@ -61,6 +64,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "title": "Platform",
             "items": [
                 _list("API keys", "key", "apikey"),
+                _list("Audit trail", "history", "auditentry"),
                 {"title": "API documentation", "icon": "api", "link": reverse_lazy("docs")},
                 _list("Periodic tasks", "schedule", "periodictask", "django_celery_beat"),
                 _list("Task runs", "task", "taskrun"),

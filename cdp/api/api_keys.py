@@ -8,11 +8,11 @@ from rest_framework import serializers
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
 from cdp import keys
 from cdp.api import lists
 from cdp.api.access import SCOPES, allows
+from cdp.api.audited import AuditedView
 from cdp.models import ApiKey
 
 WRITE = "keys:write"
@@ -43,10 +43,11 @@ class NewApiKeySerializer(ApiKeySerializer):
         fields = [*ApiKeySerializer.Meta.fields, "key"]
 
 
-class ApiKeys(APIView):
+class ApiKeys(AuditedView):
     """All API keys."""
 
     scopes = {"GET": WRITE, "POST": WRITE}
+    audited = {"POST": ("api_key.create", "apikey")}
 
     @extend_schema(
         operation_id="list_api_keys", parameters=[lists.ListQuery], responses=lists.page_of(ApiKeySerializer)
@@ -68,10 +69,11 @@ class ApiKeys(APIView):
         return Response({**ApiKeySerializer(key).data, "key": secret}, 201)
 
 
-class RevokeApiKey(APIView):
+class RevokeApiKey(AuditedView):
     """An API key's end."""
 
     scopes = {"POST": WRITE}
+    audited = {"POST": ("api_key.revoke", "apikey")}
 
     @extend_schema(operation_id="revoke_api_key", request=None, responses=ApiKeySerializer)
     def post(self, request: Request, key_id: int) -> Response:

@@ -16,6 +16,7 @@ from rest_framework.views import APIView
 from cdp import dead_letters, masking, rehearsal
 from cdp.api import lists
 from cdp.api.access import masks
+from cdp.api.audited import AuditedView
 from cdp.models import DeadLetter, Source
 
 READ = {"GET": "dead_letters:read"}
@@ -194,10 +195,11 @@ class DeadLetterDetail(APIView):
         )
 
 
-class Replay(APIView):
+class Replay(AuditedView):
     """Giving dead letters back to the log."""
 
     scopes = {"POST": "dead_letters:write"}
+    audited = {"POST": ("dead_letter.replay", "deadletter")}
 
     @extend_schema(operation_id="replay_dead_letters", request=ReplayInput, responses=ReplayAnswer)
     def post(self, request: Request) -> Response:

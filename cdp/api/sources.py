@@ -11,11 +11,11 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.validators import UniqueValidator
-from rest_framework.views import APIView
 
 from cdp import keys
 from cdp.api import lists
 from cdp.api.access import allows
+from cdp.api.audited import AuditedView
 from cdp.models import Source
 from cdp.sources import RULES, check_rules, rotate_write_key
 
@@ -63,10 +63,11 @@ class SourceSerializer(serializers.ModelSerializer):
         return row
 
 
-class Sources(APIView):
+class Sources(AuditedView):
     """All sources."""
 
     scopes = {"GET": "sources:read", "POST": WRITE}
+    audited = {"POST": ("source.create", "source")}
 
     @extend_schema(operation_id="list_sources", parameters=[lists.ListQuery], responses=lists.page_of(SourceSerializer))
     def get(self, request: Request) -> Response:
@@ -83,10 +84,11 @@ class Sources(APIView):
         return Response(shown(request)(source), 201)
 
 
-class SourceDetail(APIView):
+class SourceDetail(AuditedView):
     """One source."""
 
     scopes = {"GET": "sources:read", "PATCH": WRITE}
+    audited = {"PATCH": ("source.change", "source")}
 
     @extend_schema(operation_id="get_source", responses=SourceSerializer)
     def get(self, request: Request, source_id: int) -> Response:
@@ -101,10 +103,11 @@ class SourceDetail(APIView):
         return Response(shown(request)(source))
 
 
-class RotateKey(APIView):
+class RotateKey(AuditedView):
     """A source's write key."""
 
     scopes = {"POST": WRITE}
+    audited = {"POST": ("source.rotate_key", "source")}
 
     @extend_schema(operation_id="rotate_write_key", request=None, responses=SourceSerializer)
     def post(self, request: Request, source_id: int) -> Response:

@@ -124,7 +124,8 @@ def _rehearse(connection: Connection, pipeline: Pipeline, arrived: Arrival) -> N
     except (MartechError, psycopg.DatabaseError) as error:
         if connection.broken:
             raise
-        logger.debug("a rehearsal met %s", error)
+        # What it says may quote the event.
+        logger.debug("a rehearsal met %s", type(error).__name__)
 
 
 def is_killer(arrival: Arrival) -> bool:

@@ -38,8 +38,8 @@ class Failures:
         if failed > max(LEAST, SHARE * events):
             raise Halted(
                 f"{failed} of the last {events} events failed by an error of our own, the last with "
-                f"{type(error).__name__}: {error}. Nothing was put aside. Mend the code or the definition; "
-                "then processing goes on by itself."
+                f"{type(error).__name__}: {_first_line(error)}. Nothing was put aside. Mend the code or the "
+                "definition; then processing goes on by itself."
             ) from error
 
     def commit(self) -> None:
@@ -48,3 +48,8 @@ class Failures:
         self._now = (0, 0)
         while sum(events for events, _ in self._batches) - self._batches[0][0] >= WINDOW:
             self._batches.popleft()
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says without its details, in which PostgreSQL tells the rows of people."""
+    return (str(error).strip().splitlines() or ["no message"])[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from cdp import keys
+from cdp import audit, keys
 from martech.lib import clock
 from martech.lib.errors import PermanentError
 
@@ -26,7 +26,9 @@ class Command(BaseCommand):
         granted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
         expires_at = None if days is None else clock.now() + timedelta(days=days)
         try:
-            _key, secret = keys.create_api_key(name=name, scopes=granted, expires_at=expires_at)
+            key, secret = keys.create_api_key(name=name, scopes=granted, expires_at=expires_at)
         except PermanentError as error:
             raise CommandError(error.message) from error
+        audit.record(actor=audit.commander(), action="api_key.create", object_type="apikey", object_id=key.pk,
+                     detail={"name": name, "scopes": granted})  # fmt: skip
         self.stdout.write(secret)

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from cdp import keys
+from cdp import audit, keys
 from cdp.models import Source
 from martech.lib.errors import PermanentError
 
@@ -30,4 +30,6 @@ class Command(BaseCommand):
             source = keys.create_source(name=name, kind=kind)
         except PermanentError as error:
             raise CommandError(error.message) from error
+        audit.record(actor=audit.commander(), action="source.create", object_type="source", object_id=source.pk,
+                     detail={"name": name})  # fmt: skip
         self.stdout.write(source.write_key)
