@@ -16,15 +16,15 @@ def identify(user, number, traits=None, **ids):
 
 def household():
     """Yield the messages of a couple who share a laptop, and of somebody with several devices."""
-    yield identify("user-1042", 1, {"name": "Ann Archer", "email": "ann.archer@example.com", "plan": "gold"},
-                   anonymousId="phone-7f3a")  # fmt: skip
-    yield identify("user-1042", 2, {"email": "ann@work.example"}, anonymousId="laptop-19c2")
-    yield identify("user-1042", 3, anonymousId="tablet-55e0",
+    yield identify("user-5001", 1, {"name": "Iris Ivory", "email": "iris.ivory@example.com", "plan": "gold"},
+                   anonymousId="phone-c0de")  # fmt: skip
+    yield identify("user-5001", 2, {"email": "iris@work.example"}, anonymousId="laptop-19c2")
+    yield identify("user-5001", 3, anonymousId="tablet-55e0",
                    context={"externalIds": [{"type": "loyalty_card", "id": "4711-0815"}]})  # fmt: skip
     for number in range(3):
         yield {"type": "track", "anonymousId": "tablet-55e0", "event": "Clicked", "messageId": f"t-{number}",
                "timestamp": f"2026-11-02T10:{number:02}:00Z"}  # fmt: skip
-    yield identify("user-2000", 4, {"name": "Ben Baker", "email": "ben@example.org"}, anonymousId="laptop-19c2")
+    yield identify("user-5002", 4, {"name": "Jon Jay", "email": "jon@example.org"}, anonymousId="laptop-19c2")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def people(platform):
     key = platform.manage("create_api_key", "browser test", "--scopes", "profiles:read")
     position = platform.send(write_key, *household())
     answer = httpx.get(
-        f"{platform.address}/v1/profiles/user_id:user-2000", params={"min_position": position},
+        f"{platform.address}/v1/profiles/user_id:user-5002", params={"min_position": position},
         headers={"Authorization": f"Bearer {key}"}, timeout=20,
     )  # fmt: skip
     assert answer.status_code == 200
@@ -41,7 +41,7 @@ def people(platform):
 
 def look_at_the_graph(page, shoot):  # noqa: F811
     open_list(page, "Profiles")
-    page.get_by_role("link", name="Ann Archer").click()
+    page.get_by_role("link", name="Iris Ivory").click()
     expect(page.locator(".mt-box")).to_have_count(8)
     expect(page.locator(".mt-near")).to_have_count(1)
     expect(page.locator(".mt-refused")).to_have_count(1)
@@ -59,10 +59,10 @@ def take_apart(page, shoot):  # noqa: F811
     shoot("unmerge")
     page.get_by_label("Note").fill("The tablet is her son's")
     page.get_by_role("button", name="Take apart").click()
-    expect(page.get_by_text("1 identifier is this profile's now. The others stayed with Ann Archer.")).to_be_visible()
+    expect(page.get_by_text("1 identifier is this profile's now. The others stayed with Iris Ivory.")).to_be_visible()
     expect(page.get_by_text("The tablet is her son's")).to_be_visible()
     page.locator(".mt-near").first.click()
-    expect(page.get_by_role("heading", name="Ann Archer", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="Iris Ivory", exact=True)).to_be_visible()
     page.get_by_role("button", name="Lift").click()
     page.get_by_role("button", name="Lift").click()
     expect(page.get_by_text("The unmerge is lifted: evidence decides again who is who.")).to_be_visible()
