@@ -466,3 +466,17 @@ def test_what_tells_of_an_unmerge_names_nobody_who_was_erased_since(platform):
     assert b"device-gamma" not in dump
     assert b"hub-user-1" in dump
     assert b"device-alpha" in dump
+
+
+def test_what_only_the_person_told_of_goes_with_them_though_the_rules_had_kept_it_apart(platform):
+    for number in range(7):
+        platform.send(message("identify", userId="many-mails", traits={"email": f"mail-{number}@example.com"}))
+    platform.send(message("identify", userId="other-one", traits={"email": "mail-6@example.com"}))
+    platform.process()
+    assert Identifier.objects.get(value="mail-5@example.com").profile.identity_graph == {
+        "email": ["mail-5@example.com"]
+    }
+    done = finish(platform, erase("user_id:many-mails"))
+    assert done.receipts["clusters"]["left_alone"] == 1
+    assert set(Identifier.objects.values_list("value", flat=True)) == {"other-one", "mail-6@example.com"}
+    assert b"mail-5@example.com" not in platform.stores()["postgresql"]

@@ -14,6 +14,7 @@ import msgspec
 from cdp.engines.local import SESSION
 from tests.benchmarks import references
 from tests.benchmarks.bed import Bed, run_load, wait_until
+from tests.benchmarks.erasing import erasure
 from tests.benchmarks.load import Plan, Result, quantile
 from tests.benchmarks.repeats import BATCH, GENERATIONS, bare, batches, fill, learned, recognise
 from tests.benchmarks.table import Figure
@@ -308,4 +309,5 @@ ROWS: dict[str, Row] = {
     "fsync-always": fsync,
     "reads": reads,
     "end-to-end": end_to_end,
+    "erasure": erasure,
 }
