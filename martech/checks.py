@@ -180,7 +180,7 @@ def _tasks(app: Any) -> Found:
 
 @checks.register(checks.Tags.database)
 def postgresql(databases: Sequence[str] | None = None, **_: Any) -> Found:
-    """Find a server that the platform was not made for, partitions that nobody would read, and a changed PRIVACY_KEY."""
+    """Find a server that we were not made for, partitions that nobody would read, and a changed PRIVACY_KEY."""
     if "default" not in (databases or ()):
         return []
     connection: Any = connections["default"]
