@@ -18,7 +18,8 @@ COPY crm crm/
 COPY emails emails/
 
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin martech \
-    && install -d -o martech -g martech /var/lib/martech /var/lib/martech/metrics \
+    && install -d -o martech -g martech /var/lib/martech /var/lib/martech/files /var/lib/martech/metrics \
+        /var/lib/martech/archive \
     && python -m compileall -q martech cdp crm emails
 USER martech
 

@@ -362,42 +362,52 @@ def events(*, anchors: Iterable[int], dropped_only: bool = False) -> Iterator[di
             yield from table.to_pylist()
 
 
-def erase(*, anchors: Iterable[int], values: Iterable[str] = ()) -> Erased:
-    """Take the events of some anchors out of every file, and `values` out of what others' events say.
+def erase(
+    *,
+    anchors: Iterable[int],
+    values: Iterable[str] = (),
+    mentioned: Callable[[frozenset[int]], object] = lambda anchors: None,
+) -> Erased:
+    """Take the events of some anchors out of every file, and `values` out of others' events that name them.
 
-    Events must be gone from PostgreSQL, committed, before: a table that is archived after this has none of them.
-    Values shorter than `redaction.DISTINCT` characters count only where they are the whole text. Without values
-    only the files of the anchors are looked at. May be killed and called again.
+    Those are the events that have a value among their identifiers, as in PostgreSQL; what else may say a value there
+    says it in the person's own state too. Events must be gone from PostgreSQL, committed, before: a table that is
+    archived after this has none of them. `mentioned` hears of whom (anchors) the events of others are that a file has,
+    before it is written anew. Without values only the files of the anchors are looked at. May be killed and called
+    again.
     """
     gone, texts = frozenset(anchors), sorted({one for one in values if one})
     total = Erased()
     with _lock():
         for file in files(anchors=None if texts else gone):
-            removed, changed = _rewrite(file, lambda table: _without(table, gone, texts))
+            removed, changed = _rewrite(file, lambda table: _without(table, gone, texts), mentioned)
             total = Erased(total.files + bool(removed or changed), total.removed + removed, total.changed + changed)
     return total
 
 
-Change = Callable[["pa.Table"], tuple["pa.Table", int, int]]
+Change = Callable[["pa.Table"], tuple["pa.Table", int, list[int]]]
 
 
-def _without(table: pa.Table, gone: frozenset[int], texts: Sequence[str]) -> tuple[pa.Table, int, int]:
-    """Return a table without a person, the rows that went and those that were changed."""
+def _without(table: pa.Table, gone: frozenset[int], texts: Sequence[str]) -> tuple[pa.Table, int, list[int]]:
+    """Return a table without a person, the rows that went, and the anchors of those that were changed."""
     pa = parquet.arrow()
     theirs = pa.compute.is_in(table["anchor_id"], value_set=pa.array(sorted(gone), pa.int64()))
     left = table.filter(pa.compute.invert(theirs))
     removed = table.num_rows - left.num_rows
-    cleaned, changed = parquet.redacted(left, texts) if texts else (left, 0)
+    cleaned, changed = parquet.redacted(left, texts) if texts else (left, [])
     return cleaned, removed, changed
 
 
-def _rewrite(file: ArchiveFile, change: Change) -> tuple[int, int]:
+def _rewrite(file: ArchiveFile, change: Change, mentioned: Callable[[frozenset[int]], object]) -> tuple[int, int]:
     """Write a file anew where `change` changes something of it; return the events it took out and changed."""
-    removed = changed = 0
+    removed, changed = 0, []
     with _open(file) as stored:
         for table in parquet.tables(stored):
-            _, out, other = change(table)
-            removed, changed = removed + out, changed + other
+            _, out, others = change(table)
+            removed += out
+            changed += others
+    if changed:
+        mentioned(frozenset(changed))
     if removed or changed:
         with _open(file) as stored, _spool(change(table)[0] for table in parquet.tables(stored)) as (spooled, rows):
             name = _name(file.table, file.bucket, file.buckets)
@@ -406,4 +416,4 @@ def _rewrite(file: ArchiveFile, change: Change) -> tuple[int, int]:
             file.rows, file.size, file.sha256, file.written_at = rows, size, digest, clock.now()
             file.save(update_fields=["path", "rows", "size", "sha256", "written_at"])
         storage().delete(old)
-    return removed, changed
+    return removed, len(changed)

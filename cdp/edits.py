@@ -21,7 +21,6 @@ from cdp.log.base import Delivery, Event
 from cdp.models import Source
 from cdp.processing import duplicates, registers, store
 from cdp.processing.consent import TRAIT as CONSENT
-from cdp.processing.decode import FUTURE_TOLERANCE_US
 from cdp.processing.identity import ANONYMOUS_ID, USER_ID, Identifier
 from cdp.processing.pipeline import Applied, Arrival, Pipeline, arrive
 from cdp.processing.policies import ASK, COUNTER, UNION, Policies
@@ -189,18 +188,17 @@ def _anchor(row: _Row) -> Identifier:
 def _arrival(driver: store.Connection, row: _Row, anchor: Identifier, change: _Change) -> Arrival:
     """Return the identify call that an edit is; Unfit and Overruled."""
     policies = Policies(store.merge_policies(driver))
-    worded = {name: _worded(policies.of(name), value, row.held.get(name)) for name, value in change.traits.items()}
-    said = _encode(worded | ({CONSENT: dict(change.consent)} if change.consent else {}))
-    now_us = store.database_now_us(driver)
-    at_us = max(now_us, registers.newest_us(row.held) + 1)
+    values = {name: worded(policies.of(name), value, row.held.get(name)) for name, value in change.traits.items()}
+    said = _encode(values | ({CONSENT: dict(change.consent)} if change.consent else {}))
+    at_us = max(store.database_now_us(driver), registers.newest_us(row.held) + 1)
     message_id = f"edit-{uuid4().hex}"
-    _check(policies, said, Origin(at_us, RANK, message_id, change.source, str(anchor)), row.held)
-    # Never so early that the core would take the time for one of the future.
-    delivery = Delivery(change.source, max(now_us, at_us - FUTURE_TOLERANCE_US), "", b"", b"", [])
+    check(policies, said, Origin(at_us, RANK, message_id, change.source, str(anchor)), row.held)
+    # It comes when it is said: otherwise the core would take its time for one of the future.
+    delivery = Delivery(change.source, at_us, "", b"", b"", [])
     return arrive(Event("identify", message_id, 0, _body(anchor, said, at_us, change.actor)), delivery)
 
 
-def _worded(policy: str, value: Any, held: registers.Held | None) -> Any:
+def worded(policy: str, value: Any, held: registers.Held | None) -> Any:
     """Return a value as an event carries it, with what the person has seen."""
     if policy == UNION:
         return _worded_union(value, held if isinstance(held, Tags) else None)
@@ -220,13 +218,13 @@ def _worded_union(value: Any, held: Tags | None) -> Any:
         wanted = value["$set"]
         added = [one for one in wanted if one not in there]
         value = {"$union": added, "$remove": [one for one in there if one not in wanted]}
-    if isinstance(value, dict) and isinstance(value.get("$remove"), list):
-        gone = {one: seen(held.observed(one)) if held else {} for one in value["$remove"] if isinstance(one, str)}
-        return {**value, "$remove": gone}
+    remove = value.get("$remove") if isinstance(value, dict) else None
+    if isinstance(remove, list) and all(isinstance(one, str) for one in remove):
+        return {**value, "$remove": {one: seen(held.observed(one)) if held else {} for one in remove}}
     return value
 
 
-def _check(policies: Policies, said: bytes, origin: Origin, held: Registers) -> None:
+def check(policies: Policies, said: bytes, origin: Origin, held: Registers) -> None:
     """Raise Unfit for what the policies cannot take, Overruled for what would not count."""
     try:
         lifted = policies.lift(said, origin)

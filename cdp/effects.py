@@ -16,6 +16,7 @@ from cdp.models import Edge, Identifier, IdentityDecision, Profile
 from cdp.processing import registers, store
 from cdp.processing.clusters import DEFAULT
 from cdp.processing.decode import Message
+from cdp.processing.identity import NOBODY
 from cdp.processing.pipeline import origin_of
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, trust
 from cdp.processing.states import Ranked
@@ -97,7 +98,7 @@ def effects(message: Message, rules: Rules, *, anchor_id: int, profiles: Sequenc
     """Return what an event did; `profiles` are those it was given to since, `now` the one that has it."""
     row = Profile.objects.filter(pk__in=[now]).values_list("computed_traits", flat=True).first() or {}
     return Effects(
-        computed=_computed(message, rules, row),
+        computed=_computed(message, rules, row) if message.anchor != NOBODY else [],
         given=_given(message, rules, now) if message.type == "identify" else [],
         decisions=_decisions(message, profiles),
         edges=_edges(message, anchor_id),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -227,9 +227,15 @@ def mentions(person: Person) -> int:
     events = select(_MENTIONS, {"around": person.around, "pairs": pairs, "limit": CHUNK})
     for row in events:
         _execute(_REWRITE, _without(row, person, found))
-    profiles = _scrub_states({row[2] for row in events}, found) if events else []
-    person.neighbours = sorted({*person.neighbours, *profiles})
+    if events:
+        mentioned(person, {row[2] for row in events})
     return len(events)
+
+
+def mentioned(person: Person, anchors: Collection[int]) -> None:
+    """Take the person's identifiers out of the traits of others, by the anchors of events that name them."""
+    profiles = _scrub_states(anchors, redaction.pattern(person.values))
+    person.neighbours = sorted({*person.neighbours, *profiles})
 
 
 def _without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
@@ -241,7 +247,7 @@ def _without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list
     return [*plain, json.dumps(kept, ensure_ascii=False), *cleaned, event_id, ingested_at]
 
 
-def _scrub_states(anchors: Iterable[int], found: re.Pattern[str]) -> list[UUID]:
+def _scrub_states(anchors: Collection[int], found: re.Pattern[str]) -> list[UUID]:
     """Take the identifiers out of what those events made of others' traits, as a replay of them would."""
     locked = select(
         "SELECT id FROM customer_profiles WHERE id IN (SELECT profile_id FROM cdp_identifier WHERE id = ANY(%s))"
@@ -274,7 +280,7 @@ def elsewhere(person: Person) -> dict[str, int]:
         "decisions": _scrub_decisions(person, found),
         "admin_log": _scrub_log(person, found),
         "task_errors": _scrub_texts(TaskRun.objects.exclude(error=""), ("error",), person, found),
-        "imports": _scrub_texts(EventImport.objects.all(), ("name",), person, found),
+        "imports": _scrub_texts(EventImport.objects.all(), ("name", "trouble"), person, found),
     }
 
 

@@ -15,7 +15,7 @@ from uuid import UUID
 from cdp.processing.identity import Identifier
 from martech.lib.registry import Registry
 
-HOLDERS = Registry("holders", {"memory": "cdp.holders:MemoryHolder"})
+HOLDERS = Registry("holders", {"imports": "cdp.imports.holding:ImportHolder", "memory": "cdp.holders:MemoryHolder"})
 
 
 class Holder(ABC):

@@ -22,7 +22,9 @@ def count_orphans(connection: psycopg.Connection, partition: str) -> int:
     row = connection.execute(
         sql.SQL(
             "SELECT count(*) FROM {} AS event"
-            " WHERE NOT EXISTS (SELECT FROM customer_profiles AS profile WHERE profile.id = event.profile_id)"
+            # What concerns an account alone has none.
+            " WHERE profile_id IS NOT NULL"
+            " AND NOT EXISTS (SELECT FROM customer_profiles AS profile WHERE profile.id = event.profile_id)"
         ).format(sql.Identifier(partition))
     ).fetchone()
     orphans = row[0] if row else 0

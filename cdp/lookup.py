@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
+from django.db.models import Model, QuerySet
 
 from cdp import profiles
 from cdp.models import Identifier
@@ -19,9 +20,9 @@ MAX_NAMESPACES = 50
 
 _NAMESPACES = """
 WITH RECURSIVE found AS (
-    (SELECT namespace FROM cdp_identifier ORDER BY namespace LIMIT 1)
+    (SELECT namespace FROM {table} ORDER BY namespace LIMIT 1)
     UNION ALL
-    SELECT (SELECT namespace FROM cdp_identifier WHERE namespace > found.namespace ORDER BY namespace LIMIT 1)
+    SELECT (SELECT namespace FROM {table} WHERE namespace > found.namespace ORDER BY namespace LIMIT 1)
     FROM found WHERE found.namespace IS NOT NULL
 )
 SELECT namespace FROM found WHERE namespace IS NOT NULL LIMIT %s
@@ -64,8 +65,13 @@ def survivor(profile_id: UUID) -> UUID | None:
 
 def document(profile_id: UUID) -> bytes | None:
     """Return a profile's JSON document."""
-    rows = _rows(profiles.SELECT + " WHERE p.id = %s", [profile_id])
-    return profiles.from_row(rows[0]) if rows else None
+    return documents([profile_id]).get(profile_id)
+
+
+def documents(ids: Iterable[UUID]) -> dict[UUID, bytes]:
+    """Return the JSON documents of profiles by id."""
+    rows = _rows(profiles.SELECT + " WHERE p.id = ANY(%s)", [list(ids)])
+    return {row[0]: profiles.from_row(row) for row in rows}
 
 
 def newest(*, limit: int, before: tuple[datetime, UUID] | None = None) -> list[tuple[datetime, UUID, bytes]]:
@@ -81,24 +87,30 @@ def search(text: str, *, limit: int, prefix: bool) -> list[UUID]:
 
     `text` is a value of any namespace, `namespace:value`, or a profile's id.
     """
+    exact = by_reference(text)
+    return owners(Identifier, "profile_id", text, exact, limit=limit, prefix=prefix)
+
+
+def owners(model: type[Model], owner: str, text: str, exact: UUID | None, *, limit: int, prefix: bool) -> list[UUID]:
+    """Return up to `limit` owners of identifiers that `text` names, after the `exact` one.
+
+    `owner` is their column in the table of `model`, which has a unique index of namespace and value.
+    """
     if not text or "\0" in text:
         return []
-    exact = by_reference(text)
     found = [exact] if exact else []
-    for namespace in (row[0] for row in _rows(_NAMESPACES, [MAX_NAMESPACES])):
+    for namespace in (row[0] for row in _rows(_NAMESPACES.format(table=model._meta.db_table), [MAX_NAMESPACES])):
         for value in {text, text.removeprefix(f"{namespace}:")}:
-            found += _in_namespace(namespace, value, limit=limit, prefix=prefix)
+            found += _in_namespace(model, namespace, value, prefix=prefix).values_list(owner, flat=True)[:limit]
     return list(dict.fromkeys(found))[:limit]
 
 
-def _in_namespace(namespace: str, value: str, *, limit: int, prefix: bool) -> Iterable[UUID]:
-    named = Identifier.objects.filter(namespace=namespace)
+def _in_namespace(model: type[Model], namespace: str, value: str, *, prefix: bool) -> QuerySet[Any]:
+    named = model._default_manager.filter(namespace=namespace)
     if prefix:
         # As a range, which is what the unique index (compared by code point) can answer.
-        named = named.filter(value__gte=value, value__lte=value + "\U0010ffff").order_by("namespace", "value")
-    else:
-        named = named.filter(value=value)
-    return named.values_list("profile_id", flat=True)[:limit]
+        return named.filter(value__gte=value, value__lte=value + "\U0010ffff").order_by("namespace", "value")
+    return named.filter(value=value)
 
 
 def _rows(query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:

@@ -131,6 +131,11 @@ def document(profile: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def account(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an account's document masked: many a company is called after somebody."""
+    return {**found, "identifiers": identifiers(found["identifiers"]), "traits": traits(found["traits"])}
+
+
 def event(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of a timeline masked: what happened and when stays, of what it said only the form."""
     return {

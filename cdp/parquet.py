@@ -184,15 +184,15 @@ def _may_hold(chunk: Any, anchors: Collection[int]) -> bool:
     if statistics is None or not statistics.has_min_max:
         return True
     if isinstance(anchors, range):
-        return bool(anchors) and anchors[0] <= statistics.max and statistics.min <= anchors[-1]
+        return bool(anchors.start <= statistics.max and statistics.min < anchors.stop)
     return any(statistics.min <= anchor <= statistics.max for anchor in anchors)
 
 
 def _is_in(column: Any, anchors: Collection[int]) -> Any:
     pa = arrow()
     if isinstance(anchors, range):
-        compute = pa.compute
-        return compute.and_(compute.greater_equal(column, anchors.start), compute.less(column, anchors.stop))
+        first, last = (pa.scalar(one, pa.int64()) for one in (anchors.start, anchors.stop - 1))
+        return pa.compute.and_(pa.compute.greater_equal(column, first), pa.compute.less_equal(column, last))
     return pa.compute.is_in(column, value_set=pa.array(sorted(anchors), pa.int64()))
 
 
@@ -206,38 +206,32 @@ def plain(table: pa.Table) -> Iterator[dict[str, Any]]:
     return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
-def redacted(table: pa.Table, texts: Sequence[str]) -> tuple[pa.Table, int]:
-    """Return a table in which no event says any of the texts (see `redaction`), and how many it changed."""
+def redacted(table: pa.Table, texts: Sequence[str]) -> tuple[pa.Table, list[int]]:
+    """Return a table in which no event that has one of the texts as an identifier says any of them (`redaction`).
+
+    With it come the anchors of the events that were changed.
+    """
     pa = arrow()
-    mask = _mentions(table, texts)
+    mask = _identified(table, texts)
     found = redaction.pattern(texts)
     before = table.filter(mask).to_pylist()
     after = [_redacted(row, found, frozenset(texts)) for row in before]
-    changed = sum(new != old for new, old in zip(after, before, strict=True))
+    changed = [old["anchor_id"] for new, old in zip(after, before, strict=True) if new != old]
     if not changed:
-        return table, 0
+        return table, []
     others = table.filter(pa.compute.invert(mask))
     both = pa.concat_tables([others, pa.Table.from_pylist(after, schema=table.schema)])
     return both.sort_by([(name, "ascending") for name in ORDER]), changed
 
 
-def _mentions(table: pa.Table, texts: Sequence[str]) -> Any:
-    """Return for each row whether any of the texts may stand in it."""
+def _identified(table: pa.Table, texts: Sequence[str]) -> Any:
+    """Return for each row whether one of its identifiers has such a value."""
     pa = arrow()
-    compute = pa.compute
-    found = _identified(table, frozenset(texts))
-    for text in texts:
-        for name in (*SAID, *SAID_AS_JSON):
-            within = msgspec.json.encode(text).decode()[1:-1] if name in SAID_AS_JSON else text
-            hit = compute.match_substring(table[name], within, ignore_case=True)
-            found = compute.or_(found, hit.fill_null(False))
-    return found
-
-
-def _identified(table: pa.Table, texts: frozenset[str]) -> Any:
-    pa = arrow()
-    column = table["identifiers"].to_pylist()
-    return pa.array([any(one["value"] in texts for one in row) for row in column], pa.bool_())
+    lists = table["identifiers"].combine_chunks()
+    values = pa.compute.struct_field(pa.compute.list_flatten(lists), "value")
+    hits = pa.compute.is_in(values, value_set=pa.array(texts, pa.string()))
+    parents = pa.compute.list_parent_indices(lists).filter(hits)
+    return pa.compute.is_in(pa.array(range(len(lists)), parents.type), value_set=parents)
 
 
 def _redacted(row: dict[str, Any], found: re.Pattern[str], texts: frozenset[str]) -> dict[str, Any]:

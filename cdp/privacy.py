@@ -319,7 +319,16 @@ def _erase_mentions(turn: Run) -> Receipt:
 
 
 def _erase_archived(turn: Run) -> Receipt:
-    return asdict(archive.erase(anchors=turn.work.person.anchors, values=turn.work.person.values))
+    person = turn.work.person
+
+    def mentioned(anchors: frozenset[int]) -> None:
+        with transaction.atomic():
+            erasing.mentioned(person, anchors)
+            turn.keep()
+
+    found = archive.erase(anchors=person.anchors, values=person.values, mentioned=mentioned)
+    _erase_cached(turn)
+    return asdict(found)
 
 
 def _erase_held(turn: Run) -> Receipt:

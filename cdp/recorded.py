@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
     event_id: int
     ingested_at: datetime
-    profile_id: UUID
+    profile_id: UUID | None
     anchor_id: int
     identifiers: str
     event_type: str

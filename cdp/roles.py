@@ -11,14 +11,16 @@ from typing import Any
 VIEWER, OPERATOR, ADMIN = "viewer", "operator", "admin"
 
 _VIEW = [
-    "checkpoint", "deadletter", "event", "identifier", "identitydecision", "mergepolicy", "processor", "profile",
-    "source", "taskrun", "traitdefinition",
+    "account", "checkpoint", "deadletter", "event", "identifier", "identitydecision", "mergepolicy", "processor",
+    "profile", "source", "taskrun", "traitdefinition",
 ]  # fmt: skip
 _SCHEDULE = ["clockedschedule", "crontabschedule", "intervalschedule", "periodictask", "solarschedule"]
 
 _viewer = {f"cdp.view_{model}" for model in _VIEW}
 _operator = {
-    "cdp.view_personal_data", "cdp.change_profile", "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
+    "cdp.view_personal_data", "cdp.change_profile", "cdp.change_account",
+    "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
+    "cdp.view_eventimport", "cdp.add_eventimport", "cdp.change_eventimport",
     "cdp.add_mergepolicy", "cdp.change_mergepolicy",
 }  # fmt: skip
 _admin = (

@@ -6,7 +6,6 @@ what was edited of late again, so that a read by the fast path is never behind a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import cache
 from uuid import UUID
@@ -32,15 +31,17 @@ def show(applied: Applied) -> bool:
     return _cache().write(applied.documents, [*identifiers, *applied.moved], applied.merged, {})
 
 
-def show_edits(*, now: datetime, actions: Iterable[str]) -> int:
-    """Show the profiles again that were edited of late; return how many. Newer entries of the cache stay."""
+def show_edits(*, now: datetime) -> int:
+    """Show the profiles again that people changed of late; return how many. Newer entries of the cache stay."""
     latest = AuditEntry.objects.filter(object_type="profile").order_by("-pk")[:MOST]
-    names = list(actions)
-    ids = {UUID(one.object_id) for one in latest if one.at > now - LATE and one.action in names}
-    survivors = {found for one in ids if (found := lookup.survivor(one))}
-    versions = Profile.objects.filter(pk__in=survivors).values_list("pk", "version")
+    named = [(one.object_id, *one.detail.get("profiles", ())) for one in latest if one.at > now - LATE]
+    rows = Profile.objects.filter(pk__in={UUID(one) for names in named for one in names})
+    merged = dict(rows.exclude(merged_into=None).values_list("pk", "version"))
+    ids = {found for pk in rows.values_list("pk", flat=True) if (found := lookup.survivor(pk))}
+    # The version is read first: a document may be newer than it, never older.
+    versions = list(Profile.objects.filter(pk__in=ids).values_list("pk", "version"))
     documents = [(pk, version, body) for pk, version in versions if (body := lookup.document(pk))]
-    _cache().write(documents, [], [], {})
+    _cache().write(documents, [], list(merged.items()), {})
     return len(documents)
 
 

@@ -72,15 +72,16 @@ def _keys(task_id: str) -> list[int]:
 
 
 def _session() -> _Session:
-    address = _address()
+    wanted = address()
     session: _Session | None = getattr(_mine, "session", None)
-    if session is None or session.connection.closed or session.address != address:
+    if session is None or session.connection.closed or session.address != wanted:
         close()
-        session = _mine.session = _Session(address, psycopg.connect(**address, autocommit=True))
+        session = _mine.session = _Session(wanted, psycopg.connect(**wanted, autocommit=True))
     return session
 
 
-def _address() -> dict[str, Any]:
+def address() -> dict[str, Any]:
+    """Return how to connect for locks: by a session of its own, which keeps them however long it has nothing to do."""
     parameters = connection.get_connection_params()
     for ours in ("context", "cursor_factory"):
         parameters.pop(ours, None)

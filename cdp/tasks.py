@@ -10,7 +10,9 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, edits, identity_rules, integrity, keys, partitions, privacy, showing, task_runs
+from cdp import archive, identity_rules, integrity, keys, partitions, privacy, showing, task_runs
+from cdp.imports import uploads
+from cdp.imports.ledger import ImportBusy
 
 # How far clocks, queues and a wait between two tries may move the end of a task's last delivery.
 LOST_MARGIN_SECONDS = 600
@@ -30,7 +32,7 @@ def publish_keys() -> None:
 @shared_task
 def show_edits() -> None:
     """Let the cache show what people changed of late, where it was away when they did."""
-    showing.show_edits(now=timezone.now(), actions=[edits.ACTION])
+    showing.show_edits(now=timezone.now())
 
 
 @shared_task
@@ -87,6 +89,27 @@ def close_lost_task_runs() -> None:
 def prune_task_runs() -> None:
     """Forget old runs of tasks."""
     task_runs.prune(days=settings.TASK_RUN_DAYS, now=timezone.now())
+
+
+@shared_task
+def run_import(import_id: int) -> None:
+    """Carry an uploaded import on; when its time is over it sends itself again."""
+    with suppress(ImportBusy):
+        if uploads.carry_on(import_id, seconds=settings.TASK_SECONDS / 3):
+            run_import.delay(import_id)
+
+
+@shared_task
+def carry_on_imports() -> None:
+    """Find the imports whose task was lost."""
+    for import_id in uploads.lost(now=timezone.now()):
+        run_import.delay(import_id)
+
+
+@shared_task
+def prune_imports() -> None:
+    """Remove old uploads and their errors."""
+    uploads.prune(now=timezone.now())
 
 
 @shared_task

@@ -18,11 +18,14 @@ COLUMNS = (
 JSON_COLUMNS = ("properties", "context")
 # The planner knows an average anchor only, and would sort all that the busiest ones ever did.
 IN_ORDER = "SET LOCAL enable_sort = off"
+_COLUMNS = sql.SQL(
+    "event.event_id, event.event_type, event.name, event.properties, event.context, event.identifiers,"
+    " event.occurred_at, event.received_at, event.ingested_at, event.message_id, source.name, event.flags"
+)
 # Each anchor's newest are read in the order of its index, in every partition, and no further than the page.
 _PAGE = sql.SQL(
     """
-    SELECT event.event_id, event.event_type, event.name, event.properties, event.context, event.identifiers,
-           event.occurred_at, event.received_at, event.ingested_at, event.message_id, source.name, event.flags
+    SELECT {columns}
     FROM unnest(%(anchors)s::bigint[]) AS anchor (id)
     CROSS JOIN LATERAL (
         SELECT * FROM event_stream WHERE anchor_id = anchor.id{conditions}
@@ -30,6 +33,18 @@ _PAGE = sql.SQL(
     ) AS event
     LEFT JOIN cdp_source AS source ON source.id = event.source_id
     ORDER BY event.occurred_at DESC, event.event_id DESC LIMIT %(limit)s
+    """
+)
+# Group calls have an index by the account that they name.
+_GROUP_CALLS = sql.SQL(
+    """
+    SELECT {columns}
+    FROM (
+        SELECT * FROM event_stream WHERE event_type = 'group' AND extra->>'groupId' = %(group)s{conditions}
+        ORDER BY occurred_at DESC, event_id DESC LIMIT %(limit)s
+    ) AS event
+    LEFT JOIN cdp_source AS source ON source.id = event.source_id
+    ORDER BY event.occurred_at DESC, event.event_id DESC
     """
 )
 
@@ -66,7 +81,10 @@ def page(
     `identifiers` are a list of namespace and value. What the sender said (`JSON_COLUMNS`) is JSON as text, its
     numbers as exact as they were sent; see `decoded`.
     """
-    text, values = query(anchors, limit=limit, before=before, wanted=wanted)
+    return _fetched(*query(anchors, limit=limit, before=before, wanted=wanted))
+
+
+def _fetched(text: sql.Composed, values: dict[str, Any]) -> list[dict[str, Any]]:
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(IN_ORDER)
         cursor.execute(text, values)
@@ -77,13 +95,17 @@ def query(
     anchors: Iterable[int], *, limit: int, before: Position | None = None, wanted: Filter | None = None
 ) -> tuple[sql.Composed, dict[str, Any]]:
     """Return the query of a page and its values."""
-    given = {name: value for name, value in (wanted or Filter())._asdict().items() if value}
+    conditions, given = _conditions(before, wanted or Filter())
+    return _PAGE.format(columns=_COLUMNS, conditions=conditions), {"anchors": list(anchors), "limit": limit, **given}
+
+
+def _conditions(before: Position | None, wanted: Filter) -> tuple[sql.Composed, dict[str, Any]]:
+    given = {name: value for name, value in wanted._asdict().items() if value}
     conditions = [_CONDITIONS[name] for name in given]
     if before:
         conditions.append("(occurred_at, event_id) < (%(occurred_at)s, %(event_id)s)")
         given |= before._asdict()
-    text = sql.SQL("").join(sql.SQL(f" AND {condition}") for condition in conditions)
-    return _PAGE.format(conditions=text), {"anchors": list(anchors), "limit": limit, **given}
+    return sql.SQL("").join(sql.SQL(f" AND {condition}") for condition in conditions), given
 
 
 def _row(values: Sequence[Any]) -> dict[str, Any]:
@@ -100,6 +122,15 @@ def of_profile(
 
     anchors = Identifier.objects.filter(profile_id=profile_id).values_list("id", flat=True)
     return page(anchors, limit=limit, before=before, wanted=wanted)
+
+
+def of_account(
+    group_id: str, *, limit: int, before: Position | None = None, wanted: Filter | None = None
+) -> list[dict[str, Any]]:
+    """Return a page of an account's timeline: the group calls that name it."""
+    conditions, given = _conditions(before, wanted or Filter())
+    text = _GROUP_CALLS.format(columns=_COLUMNS, conditions=conditions)
+    return _fetched(text, {"group": group_id, "limit": limit, **given})
 
 
 def decoded(row: dict[str, Any]) -> dict[str, Any]:

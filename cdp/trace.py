@@ -14,6 +14,7 @@ from cdp import lookup, masking, recorded, timeline
 from cdp.effects import Effects, effects, load_rules
 from cdp.models import DeadLetter, DuplicateGeneration, Identifier, Profile, Source
 from cdp.processing.decode import Message
+from cdp.processing.identity import NOBODY
 from cdp.processing.identity import Identifier as Pair
 from cdp.processing.pipeline import REUSED
 from cdp.processing.rules import Rules
@@ -49,7 +50,7 @@ class Stored:
     trace_parent: str | None
     log_partition: int | None
     log_position: str | None
-    profile_then: UUID
+    profile_then: UUID | None
     profile_id: UUID | None
     profile_name: str
     effects: Effects
@@ -154,7 +155,7 @@ def _letters(message_id: str, sources: dict[int, str]) -> list[Letter]:
 def _stored(row: recorded.Row, sources: dict[int, str], rules: Rules) -> Stored:
     # An unmerge moves identifiers: whose the anchor is, is whose the event is.
     holder = Identifier.objects.filter(pk=row.anchor_id).values_list("profile_id", flat=True).first()
-    now = holder or lookup.survivor(row.profile_id)
+    now = holder or (lookup.survivor(row.profile_id) if row.profile_id else None)
     pairs = json.loads(row.identifiers)
     identifiers = [{"namespace": namespace, "value": value} for namespace, value in pairs]
     profile = Profile.objects.filter(pk__in=[now]).only("id", "traits", "identity_graph").first()
@@ -164,7 +165,7 @@ def _stored(row: recorded.Row, sources: dict[int, str], rules: Rules) -> Stored:
         row.original_timestamp, row.ingested_at, row.flags, row.trace_parent, row.log_partition, row.log_position,
         row.profile_id, now, profile.display_name if profile else "",
         effects(_message(row, pairs), rules, anchor_id=row.anchor_id,
-                profiles=list({row.profile_id, now or row.profile_id}), now=now),
+                profiles=list({one for one in (row.profile_id, now) if one}), now=now),
     )  # fmt: skip
 
 
@@ -173,7 +174,8 @@ def _message(row: recorded.Row, pairs: Sequence[Sequence[str]]) -> Message:
     identifiers = [Pair(*pair) for pair in pairs]
     return Message(
         source_id=row.source_id, type=row.event_type, name=row.name, message_id=row.message_id,
-        anchor=identifiers[0], identifiers=identifiers, alias_of="", properties=row.properties.encode(), context=b"{}",
+        anchor=identifiers[0] if identifiers else NOBODY, identifiers=identifiers, alias_of="",
+        properties=row.properties.encode(), context=b"{}",
         extra=b"", occurred_us=clock.to_us(row.occurred_at), original_timestamp=row.original_timestamp,
         received_us=clock.to_us(row.received_at), flags=tuple(row.flags), id_hash=b"", payload_hash=0,
     )  # fmt: skip

@@ -3,15 +3,32 @@
 from django.urls import path
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-from cdp.api import api_keys, dead_letters, definitions, erasures, merge_policies, privacy, profiles, sources, trace
+from cdp.api import (
+    accounts,
+    api_keys,
+    dead_letters,
+    definitions,
+    erasures,
+    imports,
+    merge_policies,
+    privacy,
+    profiles,
+    sources,
+    trace,
+)
 
 # An identifier's value may hold anything, slashes too: the longer addresses come first.
 urlpatterns = [
     path("profiles", profiles.Profiles.as_view()),
     path("profiles/<path:reference>/events", profiles.Timeline.as_view()),
     path("profiles/<path:reference>/identifiers", profiles.Identifiers.as_view()),
+    path("profiles/<path:reference>/accounts", accounts.OfProfile.as_view()),
     path("profiles/<path:reference>/export", privacy.Export.as_view()),
     path("profiles/<path:reference>", profiles.Profile.as_view()),
+    path("accounts", accounts.Accounts.as_view()),
+    path("accounts/<path:reference>/members", accounts.Members.as_view()),
+    path("accounts/<path:reference>/events", accounts.Calls.as_view()),
+    path("accounts/<path:reference>", accounts.Account.as_view()),
     path("erasures", erasures.Erasures.as_view()),
     path("erasures/<uuid:erasure_id>", erasures.ErasureDetail.as_view()),
     path("suppressed-identifiers", erasures.Suppressed.as_view()),
@@ -23,6 +40,8 @@ urlpatterns = [
     path("sources", sources.Sources.as_view()),
     path("sources/<int:source_id>", sources.SourceDetail.as_view()),
     path("sources/<int:source_id>/rotate-key", sources.RotateKey.as_view()),
+    path("imports", imports.Imports.as_view()),
+    path("imports/<int:import_id>", imports.ImportDetail.as_view()),
     path("api-keys", api_keys.ApiKeys.as_view()),
     path("api-keys/<int:key_id>/revoke", api_keys.RevokeApiKey.as_view()),
     path("dead-letters", dead_letters.DeadLetters.as_view()),

@@ -46,6 +46,8 @@ app.conf.beat_schedule = {
     "Publish keys": every(60, "cdp.tasks.publish_keys"),
     "Show edits": every(60, "cdp.tasks.show_edits"),
     "Close lost task runs": every(60, "cdp.tasks.close_lost_task_runs"),
+    "Carry on lost imports": every(60, "cdp.tasks.carry_on_imports"),
+    "Prune imports' files": at("cdp.tasks.prune_imports", hour="4", minute="20"),
     "Apply identity rules": every(60, "cdp.tasks.apply_identity_rules"),
     "Finish erasures": every(60, "cdp.tasks.finish_erasures"),
     "Make table partitions ahead": at("cdp.tasks.make_partitions", minute="7"),

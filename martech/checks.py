@@ -8,6 +8,7 @@ Worker and beat refuse to start on what `celery_settings` and `redis_broker` fin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,8 @@ import redis
 from celery.exceptions import QueueNotFound
 from django.conf import settings
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.core.files.storage import InvalidStorageError, storages
 from django.db import DatabaseError, connections
 from redis.exceptions import RedisError
 
@@ -88,6 +91,33 @@ def _server(url: str) -> tuple[str, int] | None:
         return parts.path, 0
     host = parts.hostname or ""
     return ("localhost" if host in LOOPBACK else host, parts.port or 6379) if host else None
+
+
+@checks.register
+def archive(**_: Any) -> Found:
+    """Find an archive that cannot be written."""
+    if not settings.ARCHIVE_EVENTS:
+        return []
+    found: Found = []
+    if find_spec("pyarrow") is None:
+        found.append(
+            checks.Error(
+                "ARCHIVE_EVENTS is on, and pyarrow is missing: nothing is archived, so nothing is ever dropped.",
+                hint="pip install 'martech[archive]', or pip install pyarrow.",
+                id="martech.E005",
+            )
+        )
+    try:
+        storages["archive"]
+    except (InvalidStorageError, ImproperlyConfigured, ImportError, TypeError) as error:
+        found.append(
+            checks.Error(
+                f"The archive's storage cannot be used: {error}.",
+                hint="Correct ARCHIVE_STORAGE and ARCHIVE_OPTIONS, and install what the storage needs.",
+                id="martech.E006",
+            )
+        )
+    return found
 
 
 # What Celery must be told, and what goes wrong otherwise.

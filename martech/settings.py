@@ -113,6 +113,14 @@ AUTH_PASSWORD_VALIDATORS = [
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
 
+# Uploads wait here until their rows are in the log; every process that runs tasks has to see them.
+MEDIA_ROOT = OPTIONS.data / "files"
+FILE_UPLOAD_PERMISSIONS = 0o600
+FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o700
+IMPORT_UPLOAD_BYTES = 2**20 * env.integer(
+    "IMPORT_UPLOAD_MB", 1024, "Largest file, in MiB, that the admin takes for an import; the command has no limit"
+)
+
 LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 USE_TZ = True
@@ -254,6 +262,7 @@ SPECTACULAR_SETTINGS = {
             "identity-decisions",
             "traits",
             "sources",
+            "imports",
             "dead-letters",
             "api-keys",
             "erasures",

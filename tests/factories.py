@@ -10,7 +10,18 @@ from django.db import connection
 
 from cdp import keys
 from cdp.log.base import Delivery, Event
-from cdp.models import DeadLetter, Identifier, IdentityDecision, Profile, Source
+from cdp.models import (
+    Account,
+    AccountIdentifier,
+    AccountMember,
+    DeadLetter,
+    Identifier,
+    IdentityDecision,
+    Profile,
+    Source,
+)
+from cdp.processing.accounts import Membership, Said
+from martech.lib import clock
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 _numbers = count(1)
@@ -110,3 +121,24 @@ def make_user(role="", **fields):
     if role:
         user.groups.add(Group.objects.get(name=role))
     return user
+
+
+def make_account(*identifiers, **fields):
+    """Make an account that is called so: pairs of namespace and value."""
+    account = Account.objects.create(
+        **{"timestamp": NOON, "created_at": NOON + timedelta(seconds=next(_numbers)), **fields}
+    )
+    for namespace, value in identifiers:
+        AccountIdentifier.objects.create(namespace=namespace, value=value, account=account, created_at=NOON)
+    return account
+
+
+def join(account, identifier, *, role="", day=0, left=False):
+    """Make an identifier a member, as one group call of so many days after the first of November does."""
+    at = NOON + timedelta(days=day)
+    said = {"at_us": clock.to_us(at), "rank": 1, "message_id": f"m-{next(_numbers)}"}
+    membership = Membership(None if left else said["at_us"], Said(left, **said), Said(role, **said) if role else None)
+    return AccountMember.objects.create(
+        account=account, identifier=identifier, role=role, joined_at=at, left_at=at if left else None,
+        register=msgspec.to_builtins(membership),
+    )  # fmt: skip

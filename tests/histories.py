@@ -1,5 +1,6 @@
 """Random histories of people, and what the rules make of them from scratch."""
 
+from collections import Counter
 from itertools import count
 
 from hypothesis import strategies as st
@@ -79,3 +80,22 @@ def stored(core, mark):
     for row in rows:
         found.setdefault(row["profile_id"], set()).add(Identifier(row["namespace"], row["value"]))
     return {frozenset(one) for one in found.values()}
+
+
+def consistent(core, mark):
+    """Fail where profiles are not what their identifiers say."""
+    profiles = core.rows(
+        "SELECT p.* FROM customer_profiles p WHERE p.id IN (SELECT profile_id FROM cdp_identifier WHERE value LIKE %s)",
+        mark + "%",
+    )
+    for profile in profiles:
+        held = core.rows(
+            "SELECT namespace, value, trait_states FROM cdp_identifier WHERE profile_id = %s", profile["id"]
+        )
+        graph = {(namespace, value) for namespace, values in profile["identity_graph"].items() for value in values}
+        assert graph == {(row["namespace"], row["value"]) for row in held}
+        counts = Counter()
+        for row in held:
+            counts.update(row["trait_states"])
+        assert profile["trait_states"].get("1.1", 0) == counts["1.1"]
+        assert profile["merged_into_id"] is None

@@ -47,12 +47,13 @@ def load(log, *, disk_reserve=0):
 class Core:
     """The core over one connection, and looks at what it wrote."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, has_source: bool = False) -> None:
         self.url = url
         self.connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
         self.writer = psycopg.connect(url, autocommit=True)
         self.pipeline = Pipeline()
-        self.source("server")
+        if not has_source:
+            self.source("server")
 
     def source(self, kind, rules=None):
         """Add a source and return its id."""

@@ -4,9 +4,10 @@ import pytest
 from django.contrib.auth.models import User
 from django.urls import reverse
 
-from cdp.models import ApiKey, AuditEntry, Checkpoint, Erasure, MergePolicy, Processor, TaskRun
+from cdp.models import ApiKey, AuditEntry, Checkpoint, Erasure, EventImport, MergePolicy, Processor, TaskRun
 from tests.factories import (
     NOON,
+    make_account,
     make_api_key,
     make_dead_letter,
     make_decision,
@@ -20,8 +21,10 @@ pytestmark = pytest.mark.django_db
 
 LISTS = {
     "cdp_profile": {"viewer", "operator", "admin"},
+    "cdp_account": {"viewer", "operator", "admin"},
     "cdp_source": {"viewer", "operator", "admin"},
     "cdp_deadletter": {"viewer", "operator", "admin"},
+    "cdp_eventimport": {"operator", "admin"},
     "cdp_identitydecision": {"viewer", "operator", "admin"},
     "cdp_traitdefinition": {"viewer", "operator", "admin"},
     "cdp_mergepolicy": {"viewer", "operator", "admin"},
@@ -52,8 +55,12 @@ def rows():
     )
     return {
         "cdp_profile": ann,
+        "cdp_account": make_account(("group_id", "acme")),
         "cdp_source": shop,
         "cdp_deadletter": make_dead_letter(shop),
+        "cdp_eventimport": EventImport.objects.create(
+            name="a.csv", sha256="0" * 64, source=shop, file_format="csv", size=1, created_at=NOON, updated_at=NOON
+        ),
         "cdp_identitydecision": make_decision(ann, visitor, source=shop),
         "cdp_traitdefinition": 1,
         "cdp_mergepolicy": MergePolicy.objects.create(trait="tags", policy="union"),
@@ -103,7 +110,7 @@ def test_nobody_gets_in_without_logging_in(client):
     assert client.get("/admin/login/").status_code == 200
 
 
-@pytest.mark.parametrize("model", ["profile", "deadletter", "identitydecision", "checkpoint", "taskrun"])
+@pytest.mark.parametrize("model", ["profile", "account", "deadletter", "identitydecision", "checkpoint", "taskrun"])
 def test_what_comes_by_events_is_not_added_changed_or_deleted(client, rows, model):
     client.force_login(make_user("", is_superuser=True))
     assert client.get(reverse(f"admin:cdp_{model}_add")).status_code == 403

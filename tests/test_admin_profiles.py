@@ -9,7 +9,7 @@ from django.urls import reverse
 
 from cdp import lookup
 from cdp.admin import base
-from cdp.admin.profiles import PAGE
+from cdp.admin.timelines import PAGE
 from tests.factories import NOON, make_decision, make_event, make_profile, make_source, make_user
 
 pytestmark = pytest.mark.django_db

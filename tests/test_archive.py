@@ -232,6 +232,7 @@ def test_an_erased_person_is_in_no_file(tmp_path):
     make_event(bob, source, ingested_at=NOON, name="Mailed Ann@Example.com",
                properties={"to": "ANN@example.com", "cc": ["joann@example.com", "ann-10"], "n": 1.50, "from": "ann-1"},
                identifiers=[["user_id", "bob-1"], ["email", "ann@example.com"]])  # fmt: skip
+    make_event(bob, source, ingested_at=NOON, minute=1, properties={"to": "ann@example.com"})
     archive.archive_closed(now=timezone.now())
     before = on_disk()
     anchors = list(ann.identifiers.values_list("pk", flat=True))
@@ -240,9 +241,10 @@ def test_an_erased_person_is_in_no_file(tmp_path):
     assert on_disk() == sorted(ArchiveFile.objects.values_list("path", flat=True))
     assert len(set(before) - set(on_disk())) == erased.files
     rows = archived()
-    assert len(rows) == 31
-    assert sum(file.rows for file in archive.files()) == 31
-    [theirs] = [row for row in rows if row["anchor_value"] == "bob-1"]
+    assert len(rows) == sum(file.rows for file in archive.files()) == 32
+    theirs, other = [row for row in rows if row["anchor_value"] == "bob-1"]
+    # It does not name her as who it is of: what Bob said of her is Bob's.
+    assert json.loads(other["properties"]) == {"to": "ann@example.com"}
     assert theirs["name"] == "Mailed [erased]"
     assert theirs["identifiers"] == [{"namespace": "user_id", "value": "bob-1"}]
     assert json.loads(theirs["properties"]) == {

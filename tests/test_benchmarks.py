@@ -141,7 +141,7 @@ def test_a_short_run_measures_the_real_parts_and_leaves_nothing(tmp_path):
     before = set(Path("/tmp").glob("mb-*"))
     arguments = (
         "--runs 1 --seconds 0.3 --people 50 --events 2000 --window 1000 --json --only collector-20 --only processor"
-        " --only dedupe --only fsync-always --only reads"
+        " --only dedupe --only fsync-always --only import-csv --only import-ndjson --only reads"
     )
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks", *arguments.split()],
@@ -149,7 +149,15 @@ def test_a_short_run_measures_the_real_parts_and_leaves_nothing(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     figures = {one["row"]: one for one in json.loads(done.stdout)["figures"]}
-    assert list(figures) == ["collector-20", "processor", "dedupe", "fsync-always", "reads"]
+    assert list(figures) == [
+        "collector-20",
+        "processor",
+        "dedupe",
+        "fsync-always",
+        "import-csv",
+        "import-ndjson",
+        "reads",
+    ]
     for one in figures.values():
         assert one["figure"] > 0
         assert one["reference"] > 0

@@ -191,3 +191,17 @@ def test_a_key_that_would_let_erased_people_back_is_an_error(settings):
     assert ids(checks.postgresql(databases=["default"])) == []
     settings.CONFIG = replace(settings.CONFIG, privacy_key=b"another")
     assert ids(checks.postgresql(databases=["default"])) == ["martech.E023"]
+
+
+def test_an_archive_that_cannot_be_written_is_found(settings, monkeypatch):
+    assert checks.archive() == []
+    settings.ARCHIVE_EVENTS = True
+    assert checks.archive() == []
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    assert ids(checks.archive()) == ["martech.E005"]
+    settings.STORAGES = settings.STORAGES | {"archive": {"BACKEND": "nowhere.Storage"}}
+    assert ids(checks.archive()) == ["martech.E005", "martech.E006"]
+    settings.STORAGES = settings.STORAGES | {
+        "archive": {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"bucket": "x"}}
+    }
+    assert ids(checks.archive()) == ["martech.E005", "martech.E006"]

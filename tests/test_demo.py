@@ -18,6 +18,7 @@ import pytest
 import redis
 from django.conf import settings
 
+from cdp import replay
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
 from martech.demo import cdnow, play, report, story
@@ -196,6 +197,8 @@ def test_what_was_sent_is_what_the_platform_says_and_sending_twice_changes_nothi
     assert first.events == 12
     assert second.lines == first.lines
     assert stored(stage) == 12
+    replayed = replay.verify()
+    assert (replayed.events, replayed.profiles, replayed.examples) == (12, 3, [])
 
 
 def test_what_differs_is_found_and_shown(stage):

@@ -9,10 +9,11 @@ import pytest
 import redis
 from django.conf import settings
 
-from cdp import edits, showing
+from cdp import edits, showing, unmerging
 from cdp.models import AuditEntry, MergePolicy, Profile, Source
 from cdp.processing import registers
 from cdp.processing.consent import granted
+from cdp.processing.identity import Identifier as Pair
 from cdp.profiles import ProfileCache
 from martech.lib import clock
 from tests.factories import make_api_key, make_user
@@ -174,6 +175,8 @@ def test_a_removal_takes_away_what_the_person_saw(ann, patch):
     assert ann.profile("user_id:ann")["traits"]["tags"] == ["gold", "new", "old", "vip"]
     assert patch({"traits": {"tags": {"$set": ["vip"]}}}).json()["traits"]["tags"] == ["vip"]
     assert "tags" not in patch({"traits": {"tags": None}}).json()["traits"]
+    for unfit in ("vip", {"$remove": [5]}, {"$set": [5]}, {"$set": "vip"}, {"$remove": "vip"}):
+        assert patch({"traits": {"tags": unfit}}).json()["code"] == "unfit_edit"
 
 
 def test_a_choice_settles_what_sources_disagree_on(ann, patch):
@@ -264,8 +267,40 @@ def test_what_the_cache_missed_is_shown_by_the_chore(ann, cache, patch, monkeypa
     assert patch({"traits": {"plan": "gold"}}).status_code == 200
     assert cached(ann) == "shown"
     monkeypatch.undo()
-    assert showing.show_edits(now=clock.now(), actions=[edits.ACTION]) == 1
+    assert showing.show_edits(now=clock.now()) == 1
     assert cached(ann) == "gold"
+
+
+def test_an_unmerge_gives_each_side_its_own_and_lifting_it_all_again(ann):
+    for trait, policy in (("tags", "union"), ("points", "counter"), ("city", "ask")):
+        MergePolicy.objects.create(trait=trait, policy=policy)
+    said = [
+        ({"userId": "ann"}, {"tags": ["vip"], "points": {"$add": 5}, "city": "Bonn", "consent": {"sms": False}}),
+        ({"anonymousId": "a1"}, {"tags": ["new"], "points": {"$add": 0.5}, "city": "Kiel"}),
+        ({"userId": "ann", "anonymousId": "a1"}, {"points": {"$add": 1}}),
+        ({"anonymousId": "a1"}, {"points": {"$add": 2}, "consent": {"email": {"granted": True, "evidence": PROOF}}}),
+    ]
+    for ids, traits in said:
+        ann.apply(message("identify", traits=traits, **ids))
+    whole = ann.profile("user_id:ann")
+    assert (whole["traits"]["tags"], whole["traits"]["points"], whole["traits"]["city"]) == (
+        ["new", "vip"],
+        8.5,
+        "Kiel",
+    )
+    assert whole["consent"].keys() == {"email", "sms"}
+    apart = unmerging.unmerge(profile_id=whole["id"], identifiers=[Pair("anonymous_id", "a1")], author="admin:x")
+    left, taken = ann.profile("user_id:ann"), ann.profile("anonymous_id:a1")
+    assert (left["traits"]["tags"], left["traits"]["points"], left["traits"]["city"]) == (["vip"], 6, "Bonn")
+    assert taken["traits"] == {"tags": ["new"], "points": 2.5, "city": "Kiel"}
+    assert (left["consent"].keys(), taken["consent"].keys()) == ({"sms"}, {"email"})
+    # Each goes on by itself, and nothing counts twice when they are one again.
+    ann.apply(message("identify", anonymousId="a1", traits={"points": {"$add": 100}}))
+    unmerging.lift(apart.decision_id, author="admin:x")
+    again = ann.profile("user_id:ann")
+    assert ann.profile("anonymous_id:a1")["id"] == again["id"]
+    assert again["traits"] == whole["traits"] | {"points": 108.5}
+    assert again["consent"] == whole["consent"]
 
 
 def test_a_person_edits_by_the_api_with_their_role(ann, client):

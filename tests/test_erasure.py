@@ -19,7 +19,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, holders, partitions, privacy, suppressions, unmerging
+from cdp import archive, holders, keys, partitions, privacy, showing, suppressions, unmerging
 from cdp.collector.keys import WriteKey
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
@@ -73,7 +73,15 @@ def platform(own_database, settings, tmp_path):
             for name in ("archive", "default")
         }
         holders.holder("memory").rows.clear()
+        _let_go()
         yield Platform(log, cache, own_database, tmp_path)
+        _let_go()
+
+
+def _let_go():
+    """Forget connections that were opened by other settings."""
+    keys._store.cache_clear()
+    showing._cache.cache_clear()
 
 
 class Platform:

@@ -1,20 +1,37 @@
 """What every holder keeps to. A new one adds a line to `ADAPTERS`: how to make it, and how it comes to hold a row."""
 
 import json
+from itertools import count
 from uuid import uuid4
 
 import pytest
+from django.core.files.storage import default_storage
 
 from cdp import holders
 from cdp.holders import HOLDERS, MemoryHolder
+from cdp.imports.errors import StoredErrors
+from cdp.imports.holding import ImportHolder
+from cdp.imports.portions import Bad, Portion
 from cdp.processing.identity import Identifier
 
 ANN, ANNS_COOKIE, BOB = Identifier("user_id", "ann"), Identifier("anonymous_id", "c-1"), Identifier("user_id", "bob")
-ADAPTERS = {"memory": (MemoryHolder, lambda holder, identifier, row: holder.hold(identifier, row))}
+
+
+def name_in_a_bad_line(_holder, identifier, row):
+    portion = Portion(next(numbers), 0, 0, 0, bad=[Bad(1, "missing_id", "", f"{identifier.value},{row}".encode())])
+    StoredErrors(default_storage, "imports/1.errors").add(portion)
+
+
+numbers = count()
+ADAPTERS = {
+    "memory": (MemoryHolder, lambda holder, identifier, row: holder.hold(identifier, row)),
+    "imports": (ImportHolder, name_in_a_bad_line),
+}
 
 
 @pytest.fixture(params=sorted(ADAPTERS))
-def adapter(request):
+def adapter(request, settings, tmp_path):
+    settings.MEDIA_ROOT = tmp_path
     make, hold = ADAPTERS[request.param]
     holder = make()
     return holder, lambda identifier, row: hold(holder, identifier, row)

@@ -216,6 +216,14 @@ def test_only_a_strictly_later_opt_in_with_evidence_grants(core):
     assert not granted(core.profile("user_id:u1")["consent"], "email")
 
 
+def test_an_opt_in_of_a_clock_that_is_ahead_does_not_outlast_an_opt_out(core):
+    opt_in = {"consent": {"email": {"granted": True, "evidence": PROOF}}}
+    core.apply(message("identify", userId="u1", traits=opt_in, timestamp="2099-01-01T00:00:00Z"))
+    assert granted(core.profile("user_id:u1")["consent"], "email")
+    core.apply(message("identify", userId="u1", traits={"consent": {"email": False}}))
+    assert not granted(core.profile("user_id:u1")["consent"], "email")
+
+
 def test_a_browser_sets_no_consent(core):
     assert consent(core, {"email": {"granted": True, "evidence": PROOF}}, source=core.source("browser"))[1] == {}
 

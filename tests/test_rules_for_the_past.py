@@ -10,8 +10,8 @@ from cdp import identity_rules
 from cdp.models import IdentityRules
 from cdp.processing import clusters
 from tests.conftest import pointed_at
-from tests.histories import calls, from_scratch, identifiers_of, messages, prefix, stored
-from tests.test_who_is_who import bring, consistent
+from tests.histories import calls, consistent, from_scratch, identifiers_of, messages, prefix, stored
+from tests.test_who_is_who import bring
 
 TABLES = "cdp_unmergeside, cdp_identitydecision, cdp_edge, event_stream, cdp_identifier, customer_profiles"
 

@@ -18,7 +18,7 @@ from cdp import dead_letters, waiting
 from cdp import trace as tracing
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, encode_entry
-from cdp.models import Checkpoint, DeadLetter, Profile, TraitDefinition
+from cdp.models import Checkpoint, DeadLetter, MergePolicy, Profile, TraitDefinition
 from cdp.trace import trace
 from martech.lib import clock
 from tests.factories import make_api_key, make_dead_letter, make_source, make_user
@@ -114,6 +114,18 @@ def test_of_the_traits_it_set_some_count_and_others_were_overtaken_or_refused(sh
         ("plan", "free", "older", "m-2"),
     ]
     assert given[2].won_at.isoformat() == "2026-11-01T11:00:00+00:00"
+
+
+def test_a_trait_with_a_merge_policy_tells_what_became_of_it(shop):
+    for trait, policy in (("tags", "union"), ("points", "counter"), ("plan", "newest")):
+        MergePolicy.objects.create(trait=trait, policy=policy)
+    send(shop, identify("m-1", {"tags": ["vip"], "points": 5, "plan": "free"}, timestamp="2026-11-01T10:00:00Z"))
+    send(shop, identify("m-2", {"plan": "gold"}, timestamp="2026-11-01T11:00:00Z"))
+    found = only(trace("m-1"))
+    assert [(one.name, one.outcome, one.winner) for one in found.effects.given] == [
+        ("plan", "older", "m-2"), ("points", "misfit", ""), ("tags", "combined", ""),
+    ]  # fmt: skip
+    assert found.flags == ["policy_mismatch"]
 
 
 def test_what_it_joined_and_whose_it_became_are_told(shop):

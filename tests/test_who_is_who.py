@@ -13,7 +13,7 @@ from cdp.processing.pipeline import again
 from cdp.processing.store import Raced
 from tests import histories
 from tests.conftest import pointed_at
-from tests.histories import calls, from_scratch, identifiers_of, messages, prefix, stored
+from tests.histories import calls, consistent, from_scratch, identifiers_of, messages, prefix, stored
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +64,6 @@ def take(core, arrivals):
     except Raced:
         core.pipeline.forget()
         core.take(again(arrivals))
-
-
-def consistent(core, mark):
-    """Fail where profiles are not what their identifiers say."""
-    profiles = core.rows(
-        "SELECT p.* FROM customer_profiles p WHERE p.id IN (SELECT profile_id FROM cdp_identifier WHERE value LIKE %s)",
-        mark + "%",
-    )
-    for profile in profiles:
-        held = core.rows(
-            "SELECT namespace, value, trait_states FROM cdp_identifier WHERE profile_id = %s", profile["id"]
-        )
-        graph = {(namespace, value) for namespace, values in profile["identity_graph"].items() for value in values}
-        assert graph == {(row["namespace"], row["value"]) for row in held}
-        counts = Counter()
-        for row in held:
-            counts.update(row["trait_states"])
-        assert profile["trait_states"].get("1.1", 0) == counts["1.1"]
-        assert profile["merged_into_id"] is None
 
 
 @given(

@@ -1,8 +1,10 @@
 """The admin: what people see and do, in unfold's style."""
 
 from cdp.admin import (
+    accounts,
     api_keys,
     dead_letters,
+    imports,
     merge_policies,
     people,
     privacy,
@@ -15,8 +17,10 @@ from cdp.admin import (
 )
 
 __all__ = [
+    "accounts",
     "api_keys",
     "dead_letters",
+    "imports",
     "merge_policies",
     "people",
     "privacy",

@@ -15,7 +15,7 @@ from unfold.admin import ModelAdmin
 from unfold.views import ChangeList
 
 from cdp import audit, masking
-from cdp.models import DeadLetter, Identifier, IdentityDecision, Profile, TaskRun
+from cdp.models import Account, DeadLetter, Identifier, IdentityDecision, Profile, TaskRun
 
 COUNT_CAP = 10_000
 
@@ -47,6 +47,10 @@ def _profile(row: Profile) -> None:
     row.consent = masking.consent(row.consent)
 
 
+def _account(row: Account) -> None:
+    row.traits = masking.traits(row.traits)
+
+
 def _identifier(row: Identifier) -> None:
     row.value = masking.text(row.value)
 
@@ -66,6 +70,7 @@ def _run(row: TaskRun) -> None:
 
 
 MASKS: dict[type[Model], Callable[[Any], None]] = {
+    Account: _account,
     Profile: _profile,
     Identifier: _identifier,
     IdentityDecision: _decision,

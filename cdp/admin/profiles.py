@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import path
+from django.urls import path, reverse
 from django.utils.dateparse import parse_datetime
 from django.utils.html import format_html, format_html_join
 from unfold.decorators import display
 
 from cdp import lookup, masking, timeline
-from cdp.admin import profile_edits, trace
+from cdp.admin import accounts, profile_edits, timelines
 from cdp.admin.base import Records, context_of
-from cdp.api import lists
+from cdp.admin.traits import rows_of
 from cdp.models import Identifier, IdentityDecision, Profile
 from cdp.processing.decode import TYPES
 from cdp.processing.identity import ANONYMOUS_ID, EMAIL, USER_ID
 
 SEARCH_LIMIT = 200
-PAGE = 25
 # What one page shows of people who have very many.
 MAX_IDENTIFIERS = 200
 MAX_DECISIONS = 10
-COLOURS = {"track": "success", "identify": "info", "page": "", "screen": "", "group": "warning", "alias": "warning"}
-
-
-class Entry(NamedTuple):
-    """An event of the timeline, ready to show; `body` is JSON that people can read, `trace` where it is followed."""
-
-    event: dict[str, Any]
-    title: str
-    colour: str
-    body: str
-    trace: str
-
-
-class Trait(NamedTuple):
-    """A trait, ready to show."""
-
-    name: str
-    value: str
 
 
 @admin.register(Profile)
@@ -125,8 +106,9 @@ class ProfileAdmin(Records):
             profile=profile,
             survivor=self._found(request, str(survivor)) if survivor else None,
             graph=_graph(profile.pk, masked=masks),
-            traits=_traits(profile.traits),
-            computed=_traits(profile.computed_traits),
+            traits=rows_of(profile.traits),
+            computed=rows_of(profile.computed_traits),
+            accounts=accounts.of_profile(self, request, profile.pk),
             decisions=_decisions(self, request, profile.pk),
             types=sorted(TYPES),
             **profile_edits.shown(request, profile),
@@ -138,7 +120,7 @@ class ProfileAdmin(Records):
         """Show a further page of a timeline, to be put below the one before."""
         profile = self._found(request, str(profile_id))
         found = _timeline(request, profile.pk, masked=masking.applies_to(request.user))
-        return TemplateResponse(request, "cdp/timeline.html", {"profile": profile, **found})
+        return TemplateResponse(request, "cdp/timeline.html", found)
 
     def edit_view(self, request: HttpRequest, profile_id: UUID) -> HttpResponse:
         """Show the form that changes a profile, or do what it asks for."""
@@ -165,50 +147,14 @@ def _rank(namespace: str) -> tuple[int, str]:
     return {USER_ID: 0, EMAIL: 1, ANONYMOUS_ID: 3}.get(namespace, 2), namespace
 
 
-def _traits(traits: dict[str, Any]) -> list[Trait]:
-    return [Trait(name, _readable(value)) for name, value in sorted(traits.items())]
-
-
-def _readable(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def _decisions(page: admin.ModelAdmin, request: HttpRequest, profile_id: UUID) -> Iterable[IdentityDecision]:
     decisions = page.admin_site.get_model_admin(IdentityDecision).get_queryset(request)
     return decisions.filter(profile_id=profile_id).select_related("other").order_by("-id")[:MAX_DECISIONS]
 
 
 def _timeline(request: HttpRequest, profile_id: UUID, *, masked: bool) -> dict[str, Any]:
-    """Return a page of a timeline as its template wants it."""
-    kind = request.GET.get("type", "")
-    try:
-        position = lists.position(request.GET.get("before", ""), lists.instant, lists.row_id)
-    except lists.BadCursor:
-        position = None
-    rows = timeline.of_profile(
-        profile_id,
-        limit=PAGE + 1,
-        before=timeline.Position(*position) if position else None,
-        wanted=timeline.Filter(event_type=kind if kind in TYPES else ""),
-    )
-    shown = [timeline.decoded(row) for row in rows[:PAGE]]
-    older = lists.cursor((shown[-1]["occurred_at"], shown[-1]["event_id"])) if len(rows) > PAGE else ""
-    return {"entries": [_entry(masking.event(row) if masked else row) for row in shown], "older": older, "type": kind}
-
-
-def _entry(event: dict[str, Any]) -> Entry:
-    said = event["properties"]
-    title = event["name"] or (", ".join(list(said)[:6]) if isinstance(said, dict) else "")
-    shown = {
-        "properties": said,
-        **({"context": event["context"]} if event["context"] else {}),
-        "identifiers": {row["namespace"]: row["value"] for row in event["identifiers"]},
-        "message_id": event["message_id"],
-        "received_at": event["received_at"].isoformat(),
-        **({"flags": event["flags"]} if event["flags"] else {}),
+    """Return a page of a person's timeline as its template wants it."""
+    return timelines.page(request, partial(timeline.of_profile, profile_id), masked=masked) | {
+        "page_address": reverse("admin:cdp_profile_change", args=[profile_id]),
+        "part_address": reverse("admin:cdp_profile_timeline", args=[profile_id]),
     }
-    try:
-        body = json.dumps(shown, indent=2, ensure_ascii=False)
-    except RecursionError:
-        body = json.dumps(shown | {"properties": "…", "context": "…"}, indent=2, ensure_ascii=False)
-    return Entry(event, title, COLOURS.get(event["event_type"], ""), body, trace.address(event["message_id"]))

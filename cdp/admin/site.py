@@ -41,6 +41,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "items": [
                 {"title": "Overview", "icon": "dashboard", "link": reverse_lazy("admin:index")},
                 _list("Profiles", "person", "profile"),
+                _list("Accounts", "apartment", "account"),
                 _list("Identity decisions", "merge", "identitydecision"),
                 _list("Computed traits", "functions", "traitdefinition"),
                 _list("Merge policies", "call_merge", "mergepolicy"),
@@ -51,6 +52,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "title": "Events",
             "items": [
                 _list("Sources", "input", "source"),
+                _list("Imports", "upload_file", "eventimport"),
                 _list("Dead letters", "report", "deadletter"),
                 _list("Trace an event", "route", "event"),
                 _list("Checkpoints", "flag", "checkpoint"),

@@ -65,7 +65,7 @@ class Erasures(APIView):
     def get(self, request: Request) -> Response:
         """List erasures, newest first."""
         query = lists.read(request, lists.ListQuery)
-        before = lists.position(query["cursor"], lists.instant, lists.profile_id)
+        before = lists.position(query["cursor"], lists.instant, lists.uuid)
         rows = Erasure.objects.order_by("-requested_at", "-id")
         if before:
             at, row_id = before

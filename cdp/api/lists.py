@@ -7,6 +7,7 @@ import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -88,8 +89,8 @@ def instant(text: Any) -> datetime:
     return moment
 
 
-def profile_id(text: Any) -> UUID:
-    """Read a profile's id in a cursor."""
+def uuid(text: Any) -> UUID:
+    """Read a profile's or an account's id in a cursor."""
     return UUID(text)
 
 
@@ -139,6 +140,7 @@ def _address(request: Request, values: Sequence[Any]) -> str:
     return request.build_absolute_uri(f"{escape_uri_path(request.path)}?{parameters.urlencode()}")
 
 
+@cache
 def page_of(row: type[serializers.BaseSerializer]) -> type[serializers.Serializer]:
     """Return the serializer that describes a page of rows."""
     fields = {

@@ -141,11 +141,14 @@ def found(reference: str) -> UUID:
     return profile_id
 
 
-def _shown(document: bytes, *, masked: bool) -> Any:
+def shown(document: bytes, *, masked: bool) -> Any:
+    """Return a profile's document as it is answered."""
     return masking.document(msgspec.json.decode(document)) if masked else Raw(document)
 
 
-class _Version(msgspec.Struct):
+class Version(msgspec.Struct):
+    """What an ETag is made of."""
+
     version: int = 0
 
 
@@ -161,12 +164,12 @@ class Profiles(APIView):
         if query["identifier"]:
             profile_id = lookup.by_identifier(*query["identifier"].split(":", 1))
             document = lookup.document(profile_id) if profile_id else None
-            return Response({"results": [_shown(document, masked=masked)] if document else [], "next": None})
+            return Response({"results": [shown(document, masked=masked)] if document else [], "next": None})
         rows = lookup.newest(
-            limit=query["limit"] + 1, before=lists.position(query["cursor"], lists.instant, lists.profile_id)
+            limit=query["limit"] + 1, before=lists.position(query["cursor"], lists.instant, lists.uuid)
         )
         return lists.respond(
-            request, rows, query["limit"], position=lambda row: row[:2], show=lambda row: _shown(row[2], masked=masked)
+            request, rows, query["limit"], position=lambda row: row[:2], show=lambda row: shown(row[2], masked=masked)
         )
 
 
@@ -245,8 +248,8 @@ class Profile(APIView):
         """Get a profile by its id or one of its identifiers; a merged one answers as the profile it became part of."""
         wait_for(lists.read(request, PositionQuery)["min_position"])
         document = lookup.document(found(reference)) or b"{}"
-        version = msgspec.json.decode(document, type=_Version).version
-        return Response(_shown(document, masked=masks(request)), headers={"ETag": f'"{version}"'})
+        version = msgspec.json.decode(document, type=Version).version
+        return Response(shown(document, masked=masks(request)), headers={"ETag": f'"{version}"'})
 
     @extend_schema(
         operation_id="change_profile",
@@ -272,7 +275,7 @@ class Profile(APIView):
             raise NotFound(error.message) from error
         except edits.Overruled as error:
             raise Refused(error.message, error.code) from error
-        return Response(_shown(edited.document, masked=masks(request)), headers={"ETag": f'"{edited.version}"'})
+        return Response(shown(edited.document, masked=masks(request)), headers={"ETag": f'"{edited.version}"'})
 
     @extend_schema(
         operation_id="erase_profile",
@@ -306,13 +309,18 @@ class Timeline(APIView):
             before=timeline.Position(*before) if before else None,
             wanted=timeline.Filter(query["type"], query["name"], query["since"], query["until"]),
         )
-        return lists.respond(
-            request,
-            rows,
-            query["limit"],
-            position=lambda row: (row["occurred_at"], row["event_id"]),
-            show=_masked_event if masks(request) else _event,
-        )
+        return events(request, rows, query["limit"])
+
+
+def events(request: Request, rows: list[dict[str, Any]], limit: int) -> Response:
+    """Answer a page of a timeline."""
+    return lists.respond(
+        request,
+        rows,
+        limit,
+        position=lambda row: (row["occurred_at"], row["event_id"]),
+        show=_masked_event if masks(request) else _event,
+    )
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:

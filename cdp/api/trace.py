@@ -81,7 +81,9 @@ class TracedEventSerializer(EventSerializer):
     trace_parent = serializers.CharField(allow_null=True, help_text="W3C trace context of its request")
     log_partition = serializers.IntegerField(allow_null=True)
     log_position = serializers.CharField(allow_null=True)
-    profile_then = serializers.UUIDField(help_text="Whose it was when it was processed")
+    profile_then = serializers.UUIDField(
+        allow_null=True, help_text="Whose it was when it was processed; null where it concerns no person"
+    )
     profile_id = serializers.UUIDField(allow_null=True, help_text="Whose it is now")
     profile_name = serializers.CharField()
     effects = EffectsSerializer()

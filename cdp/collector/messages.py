@@ -228,7 +228,7 @@ def parcels(
         if sender is None:
             continue
         event = _event(item, request)
-        partition = _partition(item, request, event.message_id, partitions)
+        partition = partition_for(item, request, event.message_id, partitions)
         ip = request.ip if sender.public or _is_direct(item, request.context) else ""
         key = (partition, sender.source_id, ip)
         delivery = found.get(key)
@@ -272,7 +272,7 @@ def _is_direct(item: Item, batch_context: bytes) -> bool:
     return (_read_context(batch_context) if own.direct is msgspec.UNSET else own).direct is True
 
 
-def _partition(item: Item, request: Request, message_id: str, partitions: int) -> int:
+def partition_for(item: Item, request: Request, message_id: str, partitions: int) -> int:
     """Return where the event keeps its order: by its anchor, as processing finds it, else by its message id."""
     head = item.head
     if head is None:

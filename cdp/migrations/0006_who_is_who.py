@@ -20,6 +20,13 @@ UPDATE customer_profiles SET standing = 1 WHERE id IN (
     SELECT i.profile_id FROM cdp_edge e JOIN cdp_identifier i ON i.id IN (e.left_id, e.right_id) WHERE e.refused <> ''
 );
 """
+# An account's timeline: its group calls, newest first. Other events cost nothing but the look at their type.
+GROUP_CALLS = """
+CREATE INDEX event_stream_group ON event_stream ((extra->>'groupId'), occurred_at DESC, event_id DESC)
+WHERE event_type = 'group';
+-- What an account is said to be need not be about a person: it has no profile, and the anchor 0.
+ALTER TABLE event_stream ALTER COLUMN profile_id DROP NOT NULL;
+"""
 
 
 def first_rules(apps, schema_editor):
@@ -54,6 +61,13 @@ class Migration(migrations.Migration):
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 ("namespace", models.CharField(help_text="group_id, or a CRM's", max_length=64)),
                 ("value", models.CharField(db_collation="C", max_length=512)),
+                (
+                    "evidence",
+                    models.JSONField(
+                        db_default=[],
+                        help_text="What orders the calls that gave it: source class, time µs, message id, source",
+                    ),
+                ),
                 ("created_at", models.DateTimeField()),
             ],
         ),
@@ -168,6 +182,7 @@ class Migration(migrations.Migration):
                     "errors_path",
                     models.CharField(blank=True, help_text="The file that names each of them", max_length=512),
                 ),
+                ("trouble", models.TextField(blank=True, help_text="Why it stopped by itself")),
                 ("author", models.CharField(blank=True, max_length=255)),
                 ("created_at", models.DateTimeField()),
                 ("updated_at", models.DateTimeField()),
@@ -436,6 +451,11 @@ class Migration(migrations.Migration):
             constraint=models.UniqueConstraint(
                 fields=("decision", "identifier"), name="unmerge_side_decision_identifier"
             ),
+        ),
+        migrations.RunSQL(
+            GROUP_CALLS,
+            "DROP INDEX event_stream_group; DELETE FROM event_stream WHERE profile_id IS NULL;"
+            " ALTER TABLE event_stream ALTER COLUMN profile_id SET NOT NULL",
         ),
         migrations.RunPython(first_rules, migrations.RunPython.noop, elidable=False),
     ]

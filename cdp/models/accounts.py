@@ -37,6 +37,9 @@ class AccountIdentifier(models.Model):
     namespace = models.CharField(max_length=64, help_text="group_id, or a CRM's")
     value = models.CharField(max_length=512, db_collation="C")
     account = models.ForeignKey(Account, models.PROTECT, related_name="identifiers")
+    evidence = models.JSONField(
+        db_default=[], help_text="What orders the calls that gave it: source class, time µs, message id, source"
+    )
     created_at = models.DateTimeField()
 
     class Meta:

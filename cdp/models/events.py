@@ -15,7 +15,9 @@ class Event(models.Model):
 
     event_id = models.BigAutoField(primary_key=True)
     ingested_at = models.DateTimeField()
-    profile = models.ForeignKey("cdp.Profile", models.DO_NOTHING, help_text="As resolved when it was processed")
+    profile = models.ForeignKey(
+        "cdp.Profile", models.DO_NOTHING, null=True, help_text="As resolved when it was processed; none of an account's"
+    )
     anchor = models.ForeignKey("cdp.Identifier", models.DO_NOTHING, help_text="The identifier the sender gave")
     identifiers = models.JSONField(help_text="All identifiers of the message, by namespace")
     event_type = models.CharField(max_length=255, help_text="track, identify, page, screen, group or alias")

@@ -52,6 +52,7 @@ class EventImport(models.Model):
     events = models.BigIntegerField(default=0, help_text="Rows given to the log")
     errors = models.BigIntegerField(default=0, help_text="Lines that could not be read")
     errors_path = models.CharField(max_length=512, blank=True, help_text="The file that names each of them")
+    trouble = models.TextField(blank=True, help_text="Why it stopped by itself")
     author = models.CharField(max_length=255, blank=True)
     created_at = models.DateTimeField()
     updated_at = models.DateTimeField()

@@ -157,10 +157,12 @@ def _evidence(given: dict[str, Any], raw: dict[str, Raw]) -> Raw | None:
 
 
 def _choice(said: _Said, origin: Origin) -> Choice:
+    # Whose clock is ahead must not outlast an opt-out that comes a minute later.
+    at_us = origin.at_us if origin.received_us is None else min(origin.at_us, origin.received_us)
     if said.granted is False:
-        return Choice(opt_out=origin.dot)
+        return Choice(opt_out=Dot(at_us, origin.message_id))
     if said.granted is not True:
         raise Misfit("`granted` is true or false.")
     if said.evidence is None:
         raise Misfit("An opt-in without evidence does not count. Send `evidence`, an object.", WITHOUT_EVIDENCE)
-    return Choice(opt_in=Grant(*origin.dot, said.evidence))
+    return Choice(opt_in=Grant(at_us, origin.message_id, said.evidence))

@@ -18,10 +18,12 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from cdp.log.base import Delivery, Event
+from cdp.processing import accounts
 from cdp.processing.identity import (
     ANONYMOUS_ID,
     MAX_NAMESPACE,
     MAX_VALUE,
+    NOBODY,
     USER_ID,
     Identifier,
     anchor_of,
@@ -238,9 +240,12 @@ def _message(event: Event, delivery: Delivery, wire: Wire, unknown: dict[str, Ra
     properties = _properties(kind, wire, context)
     identifiers, alias_of = _identifiers(kind, wire, properties, context)
     anchor = anchor_of(identifiers)
+    if anchor is None and kind == "group" and accounts.concerns_nobody(context):
+        anchor = NOBODY
     if anchor is None:
         raise _Refused("missing_id", "The event has no usable userId, anonymousId, email or externalIds. Send one.")
-    _check_lengths(identifiers, message_id)
+    account = _account(wire, context) if kind == "group" else []
+    _check_lengths([*identifiers, *account], message_id)
     occurred_us, original, flags = _times(event, delivery, wire)
     if delivery.ip and b'"ip"' not in context:
         context = _with_ip(context, delivery.ip)
@@ -336,9 +341,20 @@ def _identifiers(kind: str, wire: Wire, properties: bytes, context: bytes) -> tu
     if kind == "alias":
         return _alias(wire, external)
     identifiers = collect(wire.user_id, wire.anonymous_id, email, external)
-    if kind == "group" and wire.group_id in (UNSET, Raw(b"null"), Raw(b'""')):
-        raise _Refused("missing_group_id", "The group call has no `groupId`. Send one.")
     return identifiers, ""
+
+
+def _account(wire: Wire, context: bytes) -> list[Identifier]:
+    """Return what a group call names its account by, the group id first."""
+    group = _group(wire)
+    if not group:
+        raise _Refused("missing_group_id", "The group call has no usable `groupId`. Send one.")
+    named = _context.decode(context).external_ids if b'"externalIds"' in context else None
+    return [Identifier(accounts.GROUP_ID, group), *accounts.external(named)]
+
+
+def _group(wire: Wire) -> str:
+    return "" if wire.group_id is UNSET else clean(accounts.GROUP_ID, msgspec.json.decode(wire.group_id))
 
 
 def _alias(wire: Wire, external: object) -> tuple[list[Identifier], str]:
@@ -357,6 +373,8 @@ def _extra(kind: str, wire: Wire, unknown: dict[str, Raw], delivery: Delivery) -
         value = getattr(wire, attribute)
         if value is not UNSET and value is not None:
             kept[name] = value
+    if kind == "group":  # As we keep it: an account's timeline is found by it.
+        kept["groupId"] = _group(wire)
     for name in ("event", "name"):
         value = getattr(wire, name)
         if value is not None and name not in TYPE_FIELDS.get(kind, ()):

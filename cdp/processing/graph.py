@@ -87,7 +87,9 @@ def load(
     return whole
 
 
-def closure(connection: Connection, profiles: Sequence[UUID], rules: Ruleset, still: Mapping[Identifier, str]) -> Whole:
+def closure(
+    connection: Connection, profiles: Sequence[UUID], rules: Ruleset, still: Mapping[Identifier, str] | None
+) -> Whole:
     """Return these profiles and all that hang together with them, as they are now: nothing is locked."""
     inside = set(profiles)
     while True:

@@ -4,11 +4,13 @@ Pure functions over texts; `store` reads and writes what they decide about.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 USER_ID = "user_id"
 ANONYMOUS_ID = "anonymous_id"
 EMAIL = "email"
+# The collection of `context.externalIds` that names accounts, not people.
+ACCOUNTS = "accounts"
 
 LIMITS = {USER_ID: 1}
 DEFAULT_LIMIT = 5
@@ -31,6 +33,10 @@ class Identifier(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.namespace}:{self.value}"
+
+
+# The anchor of what concerns no person, such as a CRM's word on a company.
+NOBODY = Identifier("", "")
 
 
 def clean(namespace: str, value: object) -> str:
@@ -57,7 +63,7 @@ def collect(user_id: object, anonymous_id: object, email: object, external_ids: 
     """Return a message's usable identifiers by falling priority: user id, email, external ids, anonymous id.
 
     `external_ids` is what `context.externalIds` holds: a list of objects with `id` and `type`; whatever
-    is not of that form is passed over.
+    is not of that form is passed over, and so is what identifies an account.
     """
     found = [Identifier(USER_ID, clean(USER_ID, user_id)), Identifier(EMAIL, clean(EMAIL, email))]
     found += _external(external_ids)
@@ -71,8 +77,12 @@ def _external(external_ids: object) -> list[Identifier]:
     return [
         Identifier(item["type"], clean(item["type"], item.get("id")))
         for item in external_ids
-        if isinstance(item, dict) and isinstance(item.get("type"), str) and item["type"]
+        if isinstance(item, dict) and isinstance(item.get("type"), str) and item["type"] and not _of_account(item)
     ]
+
+
+def _of_account(item: dict[str, Any]) -> bool:
+    return item.get("collection") == ACCOUNTS
 
 
 def anchor_of(identifiers: Sequence[Identifier]) -> Identifier | None:

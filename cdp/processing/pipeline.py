@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,13 +19,13 @@ import psycopg
 
 from cdp import config, profiles
 from cdp.log.base import Delivery, Event
-from cdp.processing import duplicates, graph, registers, store, suppression
+from cdp.processing import account_store, accounts, duplicates, graph, registers, store, suppression
 from cdp.processing.clusters import Evidence, Ruleset
 from cdp.processing.decode import FUTURE_TOLERANCE_US, MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
-from cdp.processing.identity import Identifier, anchor_of
+from cdp.processing.identity import NOBODY, Identifier, anchor_of
 from cdp.processing.people import Delta, Person
-from cdp.processing.resolving import Known, Pair, Resolver
+from cdp.processing.resolving import Known, Pair, Resolver, Wider, new_profile_id
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
 from cdp.processing.states import Origin
 from martech.lib import clock
@@ -175,7 +175,7 @@ class Pipeline:
         """
         store.hold_rules(connection)
         batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
-        people = batch.resolver.hold(profiles)
+        people = batch.resolver.hold(profiles, still)
         batch.resolver.look_at_all(people, reason, author=author, still=still)
         if not tells_splits:
             batch.resolver.decisions = [one for one in batch.resolver.decisions if one.kind != "split"]
@@ -186,8 +186,7 @@ class Pipeline:
 
     def _halving(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
         try:
-            with connection.transaction():
-                return self._apply(connection, rules, arrivals, now_us)
+            return self._widening(connection, rules, arrivals, now_us)
         except Exception as error:
             if not _is_of_the_data(error):
                 raise
@@ -203,12 +202,34 @@ class Pipeline:
             applied.add(self._halving(connection, rules, again(arrivals[middle:]), now_us))
             return applied
 
-    def _apply(self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int) -> Applied:
+    def _widening(
+        self, connection: store.Connection, rules: Rules, arrivals: Sequence[Arrival], now_us: int
+    ) -> Applied:
+        """Write events, anew with more people locked where more than their own hang together."""
+        also = set[uuid.UUID]()
+        while True:
+            try:
+                with connection.transaction():
+                    return self._apply(connection, rules, arrivals, now_us, also)
+            except Wider as wider:
+                also |= wider.profiles
+                arrivals = again(arrivals)
+
+    def _apply(
+        self,
+        connection: store.Connection,
+        rules: Rules,
+        arrivals: Sequence[Arrival],
+        now_us: int,
+        also: Iterable[uuid.UUID] = (),
+    ) -> Applied:
         arrivals, suppressed = self._without_erased(connection, arrivals)
         passed, rejected = _judge(arrivals, rules)
         fresh = self._without_duplicates(connection, passed, now_us)
         batch = _Batch(connection, rules, now_us)
-        batch.resolver.resolve([message for message, _ in fresh], self._known, self._evidence)
+        batch.resolver.resolve(
+            [message for message, _ in fresh if message.anchor != NOBODY], self._known, self._evidence, also
+        )
         batch.fold(fresh)
         applied = batch.write()
         applied.suppressed = suppressed
@@ -331,7 +352,10 @@ def _trusted(message: Message, allowed: Trust) -> Message | Rejection:
     if message.type in allowed.refused_calls:
         return Rejection("refused_call", f"The source may not call {message.type}. Change its rules, or use another.",
                          message.message_id)  # fmt: skip
-    if not allowed.refused_namespaces:
+    if message.anchor == NOBODY and allowed.source_class:
+        return Rejection("missing_id", "A browser's or an app's call says whose it is. Send userId or anonymousId.",
+                         message.message_id)  # fmt: skip
+    if not allowed.refused_namespaces or message.anchor == NOBODY:
         return message
     kept = [one for one in message.identifiers if one.namespace not in allowed.refused_namespaces]
     anchor = anchor_of(kept)
@@ -386,27 +410,43 @@ class _Batch:
         # In the order in which they were met, with the events each has got.
         self.touched: dict[Person, int] = {}
         self.deltas: dict[Identifier, Delta] = {}
+        self.accounts: dict[str, accounts.Delta] = {}
         self.rows: list[tuple[Message, Arrival | None]] = []
 
     def fold(self, messages: Sequence[tuple[Message, Arrival]]) -> None:
         """Add each message's effect to its anchor's delta."""
-        of = self.resolver.of
         for message, arrival in messages:
-            delta = self.deltas.get(message.anchor)
-            if delta is None:
-                delta = self.deltas[message.anchor] = Delta()
-            self.rules.folder.fold(delta.states, message)
-            if message.type == "identify":
-                self._fold_traits(delta, message)
             self.rows.append((message, arrival))
-            person = of[message.anchor].root()
-            self.touched[person] = self.touched.get(person, 0) + 1
+            if message.type == "group":
+                self._fold_account(message)
+            if message.anchor != NOBODY:
+                self._fold_person(message)
 
-    def _fold_traits(self, delta: Delta, message: Message) -> None:
+    def _fold_person(self, message: Message) -> None:
+        delta = self.deltas.get(message.anchor)
+        if delta is None:
+            delta = self.deltas[message.anchor] = Delta()
+        self.rules.folder.fold(delta.states, message)
+        if message.type == "identify":
+            self._fold_traits(delta, message)
+        person = self.resolver.of[message.anchor].root()
+        self.touched[person] = self.touched.get(person, 0) + 1
+
+    def _fold_account(self, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        group = accounts.group_of(message)
+        if group and accounts.GROUP_ID not in allowed.refused_namespaces:
+            delta = self.accounts.setdefault(group, accounts.Delta())
+            accounts.fold(delta, message, allowed)
+            # A counter would name the person by whom it was added to, who may be erased: an account has one sum.
+            self._fold_traits(delta, message, anchor="")
+
+    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message, *, anchor: str | None = None) -> None:
+        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        origin = origin_of(message, allowed)
         lifted = self.rules.policies.lift(
             message.properties,
-            origin_of(message, allowed),
+            origin if anchor is None else origin._replace(anchor=anchor),
             refused=allowed.refused_traits,
             refused_policies=allowed.refused_policies,
         )
@@ -429,11 +469,17 @@ class _Batch:
         graph.write_verdicts(self.connection, resolver.verdicts, self.ids, version)
         graph.insert_decisions(self.connection, resolver.decisions, self.now)
         store.insert_events(self.connection, map(self._event, self.rows), self.now)
+        # Last, so that an account that many batches name is locked shortly.
+        account_store.write(
+            self.connection, self.accounts, self.ids, now=self.now, new_id=lambda: new_profile_id(self.now_us)
+        )
         return self._applied(rows)
 
     def _event(self, row: tuple[Message, Arrival | None]) -> store.EventRow:
         message, arrival = row
-        profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
+        profile, anchor = None, 0
+        if message.anchor != NOBODY:
+            profile, anchor = self.resolver.of[message.anchor].root().id, self.ids[message.anchor]
         if arrival is None:
             return store.EventRow(message, profile, anchor, None, None)
         return store.EventRow(
@@ -516,4 +562,6 @@ class _Batch:
 def origin_of(message: Message, allowed: Trust) -> Origin:
     """Return where a message's traits come from, and what orders them."""
     at_us = min(message.occurred_us, message.received_us + FUTURE_TOLERANCE_US)
-    return Origin(at_us, 1 - allowed.source_class, message.message_id, message.source_id, str(message.anchor))
+    return Origin(
+        at_us, 1 - allowed.source_class, message.message_id, message.source_id, str(message.anchor), message.received_us
+    )  # fmt: skip

@@ -24,6 +24,14 @@ from cdp.processing.traits import Folder
 Pair = tuple[Identifier, Identifier]
 
 
+class Wider(Exception):
+    """More people hang together than were locked: begin again and lock all of them, in the one order there is."""
+
+    def __init__(self, profiles: set[uuid.UUID]) -> None:
+        super().__init__(f"{len(profiles)} more profiles")
+        self.profiles = profiles
+
+
 class Known(NamedTuple):
     """What is remembered of an identifier: its row, its profile, and whether it stands for nobody."""
 
@@ -74,28 +82,36 @@ class Resolver:
         self._people: dict[uuid.UUID, Person] = {}
 
     def resolve(
-        self, messages: Sequence[Message], known: Mapping[Identifier, Known], evidence: Mapping[Pair, Evidence]
+        self,
+        messages: Sequence[Message],
+        known: Mapping[Identifier, Known],
+        evidence: Mapping[Pair, Evidence],
+        also: Iterable[uuid.UUID] = (),
     ) -> None:
         """Find whose each message's anchor is, after joining what the messages join.
 
-        `known` and `evidence` are what is remembered of identifiers and pairs. Raced where another process
-        changed who is who meanwhile.
+        `known` and `evidence` are what is remembered of identifiers and pairs; `also` are profiles to lock beside
+        those of the messages. Raced where another process changed who is who meanwhile, Wider where more have to be
+        locked.
         """
         strongest = self._strongest(messages, evidence)
         users = {Identifier(USER_ID, one.alias_of) for one in messages if one.alias_of}
         anchors = {message.anchor for message in messages}
         self._find(anchors.union(users, *strongest), known)
         ends = {one for pair in strongest for one in pair if not self._is_blocked(one)}
-        self._lock(anchors | ends | (users & self.known.keys()))
+        self._lock(anchors | ends | (users & self.known.keys()), also)
         news = self._news(strongest)
         for identifier in sorted(anchors.union(*strongest) - self.known.keys()):
             self._make(identifier)
         self._note_aliases(messages)
         self._bring(sorted(news.values(), key=lambda one: clusters.order(self._rules, one.link)))
 
-    def hold(self, profiles: Iterable[uuid.UUID]) -> list[Person]:
-        """Lock profiles and return them as people."""
-        return list(self._locked(set(profiles)).values())
+    def hold(self, profiles: Iterable[uuid.UUID], still: Mapping[Identifier, str] | None) -> list[Person]:
+        """Lock profiles, and all that hang together with them, and return them; `still` is as in `graph.load`."""
+        wanted = set(profiles)
+        whole = graph.closure(self._connection, list(wanted), self._rules, still)
+        people = self._locked(wanted | {row.profile for row in whole.rows.values()})
+        return [people[one] for one in wanted]
 
     def row_ids(self) -> dict[Identifier, int]:
         """Return the row ids of all identifiers that were found."""
@@ -167,10 +183,10 @@ class Resolver:
         held = self.known.get(identifier)
         return held is not None and held.blocked
 
-    def _lock(self, identifiers: Iterable[Identifier]) -> None:
-        """Lock the profiles of those identifiers that exist."""
+    def _lock(self, identifiers: Iterable[Identifier], also: Iterable[uuid.UUID]) -> None:
+        """Lock the profiles of those identifiers that exist, and others."""
         found = {one: self.known[one] for one in identifiers if one in self.known}
-        self._locked({one.profile for one in found.values()})
+        self._locked({one.profile for one in found.values()}.union(also))
         for identifier, held in found.items():
             person = self._people.get(held.profile)
             if person is None or not person.holds(identifier):
@@ -338,12 +354,15 @@ class Resolver:
         return any(one in self.of and self._root(one) in people for one in pair)
 
     def _closure(self, people: set[Person], still: Mapping[Identifier, str] | None) -> tuple[graph.Whole, set[Person]]:
-        """Lock and load everything that hangs together by links and unmerges; blocked identifiers hold nothing."""
+        """Load everything that hangs together by links and unmerges; blocked identifiers hold nothing.
+
+        Wider where some of it is not locked: locks are taken in one order only, or processes would block each other.
+        """
         while True:
             whole = graph.load(self._connection, self._stored(people), self._rules, still)
             missing = whole.neighbours - self._people.keys()
             if missing:
-                self._locked(missing)
+                raise Wider(missing)
             around = {self._people[one].root() for one in whole.neighbours}
             if around <= people:
                 return whole, people
@@ -368,8 +387,13 @@ class Resolver:
         for cluster in sorted(held.mine(), key=lambda one: self._rank(held, one)):
             person = self._claim(held, cluster, taken)
             taken[person] = cluster
-            blocked = next(iter(cluster)) in held.found.blocked
-            self._settle(held, person, cluster, BLOCKED if blocked else CONTESTED if cluster & contested else SETTLED)
+            why = held.found.blocked.get(next(iter(cluster)), "")
+            if why and person.standing != BLOCKED:
+                # One for all that it is kept apart from.
+                self.decisions.append(
+                    Decision("refusal", why, person, None, list(cluster), self._now_us, author=author)
+                )
+            self._settle(held, person, cluster, BLOCKED if why else CONTESTED if cluster & contested else SETTLED)
         of = {one: person for person, cluster in taken.items() for one in cluster}
         self._note_moves(held, taken, of, reason, author)
         self.of |= of
@@ -460,8 +484,8 @@ class _Split:
         self.whole, self.found, self.of = whole, found, of
 
     def mine(self) -> list[set[Identifier]]:
-        """The clusters, without blocked identifiers of others."""
-        return [one for one in self.found.clusters if not one <= self.whole.blocked.keys() - self.of.keys()]
+        """The clusters, without blocked identifiers of others, stored or new in this batch."""
+        return [one for one in self.found.clusters if not one.isdisjoint(self.of)]
 
     def row_id(self, identifier: Identifier) -> int:
         """The row's id; of a new one more than any."""

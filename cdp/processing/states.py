@@ -34,13 +34,17 @@ class Dot(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a trait comes from: its event's time and id, how far its source is believed, its source and anchor."""
+    """Where a trait comes from: its event's time and id, how far its source is believed, its source and anchor.
+
+    `received_us` is when the event came, where it is known: its time may be up to five minutes later.
+    """
 
     at_us: int
     rank: int
     message_id: str
     source: int = 0
     anchor: str = ""
+    received_us: int | None = None
 
     @property
     def dot(self) -> Dot:

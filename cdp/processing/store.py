@@ -262,7 +262,8 @@ class EventRow(NamedTuple):
     """A message with what was resolved of it."""
 
     message: Message
-    profile: UUID
+    # None and 0 where the message concerns no person.
+    profile: UUID | None
     anchor_id: int
     log_partition: int | None
     log_position: str | None
@@ -285,7 +286,7 @@ def _event_fields(row: EventRow, ingested: bytes) -> tuple[bytes, ...]:
     message = row.message
     return (
         ingested,
-        str(row.profile).encode(),
+        NULL if row.profile is None else str(row.profile).encode(),
         number(row.anchor_id),
         escaped(encode(message.identifiers)),
         message.type.encode(),

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from secrets import token_hex
 from typing import Any
 
 import httpx
 import msgspec
 
 from cdp.engines.local import SESSION
-from tests.benchmarks import references
+from tests.benchmarks import histories, identities, importing, references, traffic
 from tests.benchmarks.bed import Bed, run_load, wait_until
 from tests.benchmarks.erasing import erasure
 from tests.benchmarks.load import Plan, Result, quantile
@@ -172,6 +173,27 @@ def fsync(bed: Bed, flags: Flags) -> Figure:
     )  # fmt: skip
 
 
+def imported(ending: str) -> Row:
+    """Return the row of a file's import: hash, mapping, the core's own check of each row, the log, the ledger."""
+
+    def measure(bed: Bed, flags: Flags) -> Figure:
+        path, tag = bed.home_path / f"rows.{ending}", token_hex(4)
+        importing.write(path, flags.events, traffic.people(flags.people, seed=1), tag)
+        with bed.paused("processor"):
+            before, cpu = importing.newest(bed), time.process_time()
+            seconds, rows = importing.take(bed, path)
+            cpu = time.process_time() - cpu
+            raw = importing.raw_xadd(bed, before)
+            bed.forget_log()
+        return Figure(
+            row=f"import-{ending}", unit="rows", figure=rows / seconds,
+            reference_name="XADD of the same entries with fsync", reference=rows / raw,
+            remark=f"{path.stat().st_size / rows:.0f} bytes a row; {cpu / rows * 1e6:.1f} µs of CPU in the importer.",
+        )  # fmt: skip
+
+    return measure
+
+
 def reads(bed: Bed, flags: Flags) -> Figure:
     """Read profiles that are in the cache."""
     _meet_everybody(bed, flags)
@@ -307,7 +329,13 @@ ROWS: dict[str, Row] = {
     "processor": processor,
     "dedupe": repeats,
     "fsync-always": fsync,
+    "import-csv": imported("csv"),
+    "import-ndjson": imported("ndjson"),
     "reads": reads,
     "end-to-end": end_to_end,
+    "merge": lambda bed, flags: identities.merges(bed),
+    "derivation": lambda bed, flags: identities.derivation(bed),
+    "replay": lambda bed, flags: histories.replay(bed, flags.events, flags.people),
+    "archive": lambda bed, flags: histories.archive(bed, flags.events, flags.people),
     "erasure": erasure,
 }

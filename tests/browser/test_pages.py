@@ -38,14 +38,16 @@ def story():
     for minute in range(40):
         yield {"type": "page", "userId": "user-1042", "messageId": f"p-{minute}", "name": f"Lamp {minute}",
                "timestamp": f"2026-11-02T10:{minute:02}:00Z", "properties": {"path": f"/lamps/{minute}"}}  # fmt: skip
-    yield {"type": "group", "userId": "user-1042", "messageId": "g-1", "groupId": "acme",
-           "timestamp": "2026-11-02T11:00:00Z", "traits": {"name": "Acme Lighting", "seats": 12}}  # fmt: skip
+    yield group("user-1042", 11, {"name": "Acme Lighting", "seats": 12, "industry": "Lighting"}, role="owner")
     people = ["Ben Baker", "Cleo Clark", "Dan Diaz", "Eva Ek", "Finn Ford", "Gia Gallo", "Hugo Hart", "Ida Ito"]
     for number, name in enumerate(people):
         user = f"user-{2000 + number}"
         email = name.lower().replace(" ", ".") + "@example.org"
         yield identify(user, f"anon-{number}", 10, {"name": name, "email": email})
         yield order(user, 11, 20 + 3.5 * number)
+        if number < 3:
+            yield group(user, 12 + number, {"seats": 13 + number}, role=["buyer", "admin", "viewer"][number])
+    yield group("user-2002", 16, {}, left=True)
 
 
 def visit(anonymous, hour, paths):
@@ -57,6 +59,13 @@ def visit(anonymous, hour, paths):
 def identify(user, anonymous, hour, traits):
     return {"type": "identify", "userId": user, "anonymousId": anonymous, "messageId": f"i-{user}", "traits": traits,
             "timestamp": f"2026-11-01T{hour:02}:30:00Z"}  # fmt: skip
+
+
+def group(user, hour, traits, **membership):
+    context = {"membership": membership,
+               "externalIds": [{"id": "0015g00000Acme", "type": "salesforce", "collection": "accounts"}]}  # fmt: skip
+    return {"type": "group", "userId": user, "messageId": f"g-{user}-{hour}", "groupId": "acme", "traits": traits,
+            "context": context, "timestamp": f"2026-11-02T{hour}:00:00Z"}  # fmt: skip
 
 
 def order(user, hour, total):
@@ -120,6 +129,22 @@ def read_timeline(page, shoot):
     expect(page.locator(".mt-event")).to_have_count(1)
 
 
+def look_at_an_account(page, shoot):
+    page.get_by_role("link", name="Acme Lighting").click()
+    expect(page.get_by_role("heading", name="Acme Lighting", exact=True)).to_be_visible()
+    expect(page.get_by_text("0015g00000Acme").first).to_be_visible()
+    expect(page.locator(".mt-members li")).to_have_count(4)
+    expect(page.locator(".mt-members li", has_text="Ann Archer")).to_contain_text("owner")
+    expect(page.locator(".mt-members li", has_text="Dan Diaz")).to_contain_text("2 Nov 2026 to 2 Nov 2026")
+    expect(page.locator(".mt-event")).to_have_count(5)
+    shoot("account")
+    open_list(page, "Accounts")
+    page.get_by_placeholder("Group id, namespace:value").fill("salesforce:0015")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="Acme Lighting")).to_be_visible()
+    shoot("accounts")
+
+
 def look_into_dead_letters(page, shoot):
     open_list(page, "Dead letters")
     expect(page.get_by_role("link", name="missing_id").first).to_be_visible()
@@ -148,7 +173,7 @@ def trace_events(page, shoot):
     page.get_by_role("link", name="Ann Archer").click()
     page.locator(".mt-event", has_text="group").first.locator("summary").click()
     page.get_by_role("link", name="Trace this event").locator("visible=true").click()
-    expect(page.get_by_role("status")).to_contain_text("g-1")
+    expect(page.get_by_role("status")).to_contain_text("g-user-1042-11")
     page.get_by_label("Message id").fill("nameless")
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_contain_text("quarantined")
@@ -182,6 +207,7 @@ def test_a_person_looks_around(page, platform, shoot):
     shoot("overview")
     look_at_profiles(page, shoot)
     read_timeline(page, shoot)
+    look_at_an_account(page, shoot)
     look_into_dead_letters(page, shoot)
     trace_events(page, shoot)
     copy_a_call(page, shoot, write_key)

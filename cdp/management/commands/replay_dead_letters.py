@@ -6,17 +6,16 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import QuerySet
-from django.utils.dateparse import parse_datetime
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cdp import audit, dead_letters, rehearsal
-from cdp.models import DeadLetter, Source
+from cdp.management.arguments import instant, source_id
+from cdp.models import DeadLetter
 from martech.lib.errors import MartechError
 
 FILTERS = ("ids", "reason", "source", "message_id", "since", "until")
@@ -31,8 +30,8 @@ class Command(BaseCommand):
         parser.add_argument("--reason", default="", help="Such as too_large")
         parser.add_argument("--source", default="", help="Its name")
         parser.add_argument("--message-id", default="", help="That of the event")
-        parser.add_argument("--since", type=_instant, help="Received then or later: 2026-11-24T08:00 (UTC)")
-        parser.add_argument("--until", type=_instant, help="Received before")
+        parser.add_argument("--since", type=instant, help="Received then or later: 2026-11-24T08:00 (UTC)")
+        parser.add_argument("--until", type=instant, help="Received before")
         parser.add_argument(
             "--limit", type=int, default=dead_letters.REPLAY_LIMIT, help="How many at the most, oldest first"
         )
@@ -61,7 +60,7 @@ class Command(BaseCommand):
         return dead_letters.matching(
             ids=options["ids"],
             reason=options["reason"],
-            source_id=_source_id(options["source"]),
+            source_id=source_id(options["source"]),
             message_id=options["message_id"],
             since=options["since"],
             until=options["until"],
@@ -106,19 +105,3 @@ class Command(BaseCommand):
 
 def _ids(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
-
-
-def _instant(text: str) -> datetime:
-    found = parse_datetime(text) or parse_datetime(f"{text}T00:00")
-    if found is None:
-        raise ValueError(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _source_id(name: str) -> int | None:
-    if not name:
-        return None
-    found = Source.objects.filter(name=name).values_list("pk", flat=True).first()
-    if found is None:
-        raise CommandError(f"There is no source {name!r}. Check its name.")
-    return found

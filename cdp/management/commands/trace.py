@@ -73,7 +73,7 @@ def _event_table(event: Stored) -> Table:
         ("trace context", event.trace_parent or "none"),
         ("flags", ", ".join(event.flags) or "none"),
         ("identifiers", ", ".join(f"{one['namespace']}:{one['value']}" for one in event.identifiers)),
-        ("profile", f"{event.profile_name} ({event.profile_id})"),
+        ("profile", f"{event.profile_name} ({event.profile_id})" if event.profile_id else "none"),
         *([("profile then", str(event.profile_then))] if event.profile_then != event.profile_id else []),
         *((f"counts for {one.name}", f"{_json(one.contributed)} (now {_json(one.value)})") for one in done.computed),
         *((f"sets {one.name}", f"{_json(one.value)}: {_outcome(one)}") for one in done.given),

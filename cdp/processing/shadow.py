@@ -1,0 +1,114 @@
+"""What events alone make of people: a shadow of the truth in memory, to be compared with it.
+
+Pure functions over event rows. The anchor and the identifiers of an event are facts; definitions, policies and rules
+are those given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from cdp.processing import accounts, registers
+from cdp.processing.clusters import Evidence, paired
+from cdp.processing.decode import TYPES, Message
+from cdp.processing.identity import NOBODY, Identifier
+from cdp.processing.people import Delta
+from cdp.processing.pipeline import origin_of
+from cdp.processing.rules import UNKNOWN_SOURCE, Rules
+
+Pair = tuple[Identifier, Identifier]
+_pairs = msgspec.json.Decoder(list[Identifier])
+
+
+class Row(NamedTuple):
+    """What is read of an event: its anchor's row id, its identifiers as JSON where there are several, and the message.
+
+    The message is without what no state is made of: flags, and but for group calls context and `extra`.
+    """
+
+    anchor_id: int
+    identifiers: bytes
+    message: Message
+
+
+class Shadow:
+    """The states that events make of their anchors, and their evidence of who is who."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.names: dict[int, Identifier] = {}
+        self.deltas: dict[int, Delta] = {}
+        self.links: dict[Pair, tuple[Evidence, int]] = {}
+        # What events of an anchor say with the same identifiers.
+        self._pairs: dict[tuple[int, bytes], list[Pair]] = {}
+        # By group id; those of all anchors together.
+        self.accounts: dict[str, accounts.Delta] = {}
+        self.events = 0
+
+    def begin(self, names: dict[int, Identifier]) -> None:
+        """Forget the states of anchors and begin with those of others, by row id; evidence and accounts stay."""
+        self.names, self.deltas, self._pairs = names, {}, {}
+
+    def fold(self, rows: Iterable[Row]) -> None:
+        """Add events to the states of their anchors and to the evidence."""
+        fold, deltas = self.rules.folder.fold, self.deltas
+        for row in rows:
+            self.events += 1
+            if row.message.type not in TYPES:
+                # A decision of somebody's, which the timeline shows.
+                continue
+            message = row.message
+            if message.type == "group":
+                message.anchor = self.names.get(row.anchor_id, NOBODY)
+                self._fold_account(message)
+            if not row.anchor_id:
+                continue
+            delta = deltas.get(row.anchor_id)
+            if delta is None:
+                delta = deltas[row.anchor_id] = Delta()
+            message.anchor = self.names.get(row.anchor_id, NOBODY)
+            fold(delta.states, message)
+            if message.type == "identify":
+                self._fold_traits(delta, message)
+            if row.identifiers:
+                self._take_links(row)
+
+    def _fold_account(self, message: Message) -> None:
+        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        group = accounts.group_of(message)
+        if group and accounts.GROUP_ID not in allowed.refused_namespaces:
+            delta = self.accounts.setdefault(group, accounts.Delta())
+            accounts.fold(delta, message, allowed)
+            self._fold_traits(delta, message)
+
+    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message) -> None:
+        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        lifted = self.rules.policies.lift(
+            message.properties,
+            origin_of(message, allowed),
+            refused=allowed.refused_traits,
+            refused_policies=allowed.refused_policies,
+        )
+        delta.registers = registers.apply(delta.registers, lifted.registers)
+
+    def _take_links(self, row: Row) -> None:
+        message = row.message
+        source_class = self.rules.source_class(message.source_id)
+        at_us = message.received_us if source_class else min(message.occurred_us, message.received_us)
+        given = (Evidence(source_class, at_us, message.message_id), message.source_id)
+        for pair in self._pairs_of(row):
+            held = self.links.get(pair)
+            if held is None or given < held:
+                self.links[pair] = given
+
+    def _pairs_of(self, row: Row) -> list[Pair]:
+        key = (row.anchor_id, row.identifiers)
+        found = self._pairs.get(key)
+        if found is None:
+            anchor = row.message.anchor
+            found = [paired(anchor, other) for other in _pairs.decode(row.identifiers) if other != anchor]
+            self._pairs[key] = found
+        return found
