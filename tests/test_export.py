@@ -11,9 +11,11 @@ from django.db import connection
 from django.urls import reverse
 
 from cdp import audit, export, holders
-from cdp.models import Account, AccountMember, Edge
+from cdp.models import Edge
 from cdp.processing.identity import Identifier as Key
 from tests.factories import (
+    join,
+    make_account,
     make_api_key,
     make_dead_letter,
     make_decision,
@@ -51,8 +53,7 @@ def ann(memory):
     make_decision(ann, bob, source=shop)
     user, mail = ann.identifiers.order_by("id")
     Edge.objects.create(left=user, right=mail, source=shop, source_class=0, occurred_at=EARLIER, message_id="m-1")
-    acme = Account.objects.create(traits={"name": "Acme"}, timestamp=EARLIER, created_at=EARLIER)
-    AccountMember.objects.create(account=acme, identifier=user, role="owner", joined_at=EARLIER)
+    join(make_account(("group_id", "acme"), traits={"name": "Acme"}), user, role="owner")
     make_dead_letter(shop, body=b'{"type": "track", "userId": "ann-1", "event": ""}', message_id="broken")
     make_dead_letter(shop, body=b'{"type": "track", "userId": "ann-10", "event": ""}')
     memory.hold(Key("email", "ann@example.com"), {"subject": "Welcome"})
