@@ -56,7 +56,6 @@ ANN = {
     "crm": "0035-WQ-QUILL",
 }
 VALUES = [*ANN.values(), "Zahnarzttermin", "Wilhelmina.Quill@Postbox.example"]
-# A value of Ann's that was never an identifier may stand where others said it of themselves: none does here.
 EARLIER = date(2026, 3, 2)
 
 
