@@ -56,8 +56,8 @@ def derivation(bed: Bed) -> Figure:
         graph.load(connection, [profile], clusters.DEFAULT)
         read.append(time.perf_counter() - start)
     return Figure(
-        row="derivation", unit="clusters", figure=TIMES / sum(made), reference_name="reading their rows and links alone",
-        reference=TIMES / sum(read), remark=f"{IDENTIFIERS:,} identifiers; {1000 * sum(made) / TIMES:.1f} ms each time.",
+        row="derivation", unit="clusters", figure=TIMES / sum(made), reference_name="reading their rows and links",
+        reference=TIMES / sum(read), remark=f"{IDENTIFIERS:,} identifiers; {1000 * sum(made) / TIMES:.0f} ms each.",
     )  # fmt: skip
 
 
