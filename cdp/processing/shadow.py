@@ -82,13 +82,14 @@ class Shadow:
         if group and accounts.GROUP_ID not in allowed.refused_namespaces:
             delta = self.accounts.setdefault(group, accounts.Delta())
             accounts.fold(delta, message, allowed)
-            self._fold_traits(delta, message)
+            self._fold_traits(delta, message, anchor="")
 
-    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message) -> None:
+    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message, *, anchor: str | None = None) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        origin = origin_of(message, allowed)
         lifted = self.rules.policies.lift(
             message.properties,
-            origin_of(message, allowed),
+            origin if anchor is None else origin._replace(anchor=anchor),
             refused=allowed.refused_traits,
             refused_policies=allowed.refused_policies,
         )
