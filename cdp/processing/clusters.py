@@ -113,7 +113,7 @@ class Unmerge(NamedTuple):
 
     id: int
     at_us: int
-    sides: Mapping[Identifier, int]
+    sides: dict[Identifier, int]
 
 
 @dataclass(slots=True)

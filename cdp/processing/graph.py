@@ -63,40 +63,50 @@ class Whole:
     unmerges: list[Unmerge] = field(default_factory=list)
     neighbours: set[UUID] = field(default_factory=set)
     blocked: dict[Identifier, str] = field(default_factory=dict)
+    inside: set[UUID] = field(default_factory=set)
 
 
 def load(
-    connection: Connection, profiles: Sequence[UUID], rules: Ruleset, still: Mapping[Identifier, str] | None = None
+    connection: Connection,
+    profiles: Iterable[UUID],
+    rules: Ruleset,
+    still: Mapping[Identifier, str] | None = None,
+    whole: Whole | None = None,
 ) -> Whole:
-    """Return these profiles with what bears on them.
+    """Return these profiles with what bears on them, added to `whole` if that is given.
 
     `still` are the identifiers that stand for nobody under these rules, where others may have said so of those that
     are marked; None where the marks count.
     """
-    whole, inside = Whole(), frozenset(profiles)
+    whole = whole or Whole()
+    fresh = set(profiles) - whole.inside
+    whole.inside |= fresh
+    ids = []
     for row_id, namespace, value, profile, origin in connection.execute(
         "SELECT id, namespace, value, profile_id, origin FROM cdp_identifier WHERE profile_id = ANY(%s) ORDER BY id",
-        [list(profiles)],
+        [list(fresh)],
     ):
-        whole.rows[Identifier(namespace, value)] = Row(row_id, profile, origin)
-        whole.ids[Identifier(namespace, value)] = row_id
-    ids = [row.id for row in whole.rows.values()]
+        identifier = Identifier(namespace, value)
+        whole.rows[identifier] = Row(row_id, profile, origin)
+        whole.ids[identifier] = row_id
+        ids.append(row_id)
     for row in connection.execute(_LINKS, {"ids": ids}):
-        _take_link(whole, row, inside, lambda one: _why_blocked(one, rules, still))
-    _take_unmerges(connection, whole, ids, inside)
+        _take_link(whole, row, lambda one: _why_blocked(one, rules, still))
+    _take_unmerges(connection, whole, ids)
+    whole.neighbours -= whole.inside
+    for identifier in whole.blocked.keys() & whole.rows.keys():
+        del whole.blocked[identifier]
     return whole
 
 
 def closure(
-    connection: Connection, profiles: Sequence[UUID], rules: Ruleset, still: Mapping[Identifier, str] | None
+    connection: Connection, profiles: Iterable[UUID], rules: Ruleset, still: Mapping[Identifier, str] | None
 ) -> Whole:
     """Return these profiles and all that hang together with them, as they are now: nothing is locked."""
-    inside = set(profiles)
-    while True:
-        whole = load(connection, list(inside), rules, still)
-        if whole.neighbours <= inside:
-            return whole
-        inside |= whole.neighbours
+    whole = load(connection, profiles, rules, still)
+    while whole.neighbours:
+        load(connection, whole.neighbours, rules, still, whole)
+    return whole
 
 
 def _why_blocked(identifier: Identifier, rules: Ruleset, still: Mapping[Identifier, str] | None) -> str:
@@ -106,9 +116,7 @@ def _why_blocked(identifier: Identifier, rules: Ruleset, still: Mapping[Identifi
     return clusters.SHARED if still is None else still.get(identifier, "")
 
 
-def _take_link(
-    whole: Whole, row: Sequence[Any], inside: frozenset[UUID], why_blocked: Callable[[Identifier], str]
-) -> None:
+def _take_link(whole: Whole, row: Sequence[Any], why_blocked: Callable[[Identifier], str]) -> None:
     ends = [(Identifier(*row[at : at + 2]), *row[at + 2 : at + 5]) for at in (0, 5)]
     source_class, occurred_at, message_id, source_id, refused = row[10:]
     left, right = ends[0][0], ends[1][0]
@@ -117,7 +125,7 @@ def _take_link(
     whole.links[link.pair] = link
     for identifier, row_id, profile, standing in ends:
         whole.ids[identifier] = row_id
-        if profile in inside:
+        if profile in whole.inside:
             continue
         if standing == BLOCKED and (why := why_blocked(identifier)):
             whole.blocked[identifier] = why
@@ -125,13 +133,13 @@ def _take_link(
             whole.neighbours.add(profile)
 
 
-def _take_unmerges(connection: Connection, whole: Whole, ids: Sequence[int], inside: frozenset[UUID]) -> None:
-    found: dict[int, tuple[int, dict[Identifier, int]]] = {}
+def _take_unmerges(connection: Connection, whole: Whole, ids: Sequence[int]) -> None:
+    found = {one.id: one for one in whole.unmerges}
     for decision, at, namespace, value, side, profile in connection.execute(_UNMERGES, [ids]):
-        found.setdefault(decision, (clock.to_us(at), {}))[1][Identifier(namespace, value)] = side
-        if profile not in inside:
-            whole.neighbours.add(profile)
-    whole.unmerges = [Unmerge(decision, at_us, sides) for decision, (at_us, sides) in found.items()]
+        unmerge = found.setdefault(decision, Unmerge(decision, clock.to_us(at), {}))
+        unmerge.sides[Identifier(namespace, value)] = side
+        whole.neighbours.add(profile)
+    whole.unmerges = list(found.values())
 
 
 def blocked(connection: Connection, rules: Ruleset) -> dict[Identifier, str]:

@@ -358,15 +358,15 @@ class Resolver:
 
         Wider where some of it is not locked: locks are taken in one order only, or processes would block each other.
         """
+        whole = graph.Whole()
         while True:
-            whole = graph.load(self._connection, self._stored(people), self._rules, still)
+            graph.load(self._connection, self._stored(people), self._rules, still, whole)
             missing = whole.neighbours - self._people.keys()
             if missing:
                 raise Wider(missing)
-            around = {self._people[one].root() for one in whole.neighbours}
-            if around <= people:
+            if not whole.neighbours:
                 return whole, people
-            people |= around
+            people |= {self._people[one].root() for one in whole.neighbours}
 
     def _note_verdicts(self, held: _Split, links: Mapping[Pair, Link], news: Mapping[Pair, News]) -> None:
         """Note what became of each link: new ones with it, stored ones where it changed."""

@@ -13,7 +13,7 @@ import httpx
 import msgspec
 
 from cdp.engines.local import SESSION
-from tests.benchmarks import histories, importing, references, traffic
+from tests.benchmarks import histories, identities, importing, references, traffic
 from tests.benchmarks.bed import Bed, run_load, wait_until
 from tests.benchmarks.load import Plan, Result, quantile
 from tests.benchmarks.repeats import BATCH, GENERATIONS, bare, batches, fill, learned, recognise
@@ -332,6 +332,8 @@ ROWS: dict[str, Row] = {
     "import-ndjson": imported("ndjson"),
     "reads": reads,
     "end-to-end": end_to_end,
+    "merge": lambda bed, flags: identities.merges(bed),
+    "derivation": lambda bed, flags: identities.derivation(bed),
     "replay": lambda bed, flags: histories.replay(bed, flags.events, flags.people),
     "archive": lambda bed, flags: histories.archive(bed, flags.events, flags.people),
 }
