@@ -32,10 +32,14 @@ FIELDS = {"limit", "priority", "blocked", "shared_after"}
 MAX_LIMIT = 1000
 # People in one transaction of the job: they stay locked until it ends.
 CHUNK = 20
+# Profiles that a dry run looks at in one go.
+TOGETHER = 200
 RACES = 20
 # "rulejob" in ASCII.
 JOB_LOCK = 0x72756C656A6F62
 EXAMPLES = 10
+# The member of `progress` in which a draft's dry run is kept.
+DRY_RUN = "dry_run"
 
 # Whom rules may concern: whoever was refused something or stands for nobody, and whoever breaks them as they are.
 _SEEDS = """
@@ -47,17 +51,18 @@ GROUP BY profile_id, namespace, most HAVING count(*) > coalesce(most, %(most)s)
 UNION
 SELECT profile_id FROM cdp_identifier i
 JOIN unnest(%(blocked_names)s::text[], %(blocked)s::text[]) AS rule (name, value)
-    ON lower(trim(BOTH '"'' ' FROM i.value)) = rule.value
+    ON lower(trim(BOTH '"'' ' FROM i.value) COLLATE "default") = rule.value
     AND (rule.name = i.namespace OR (rule.name = '*' AND i.namespace <> ALL (%(names)s)))
 UNION
 SELECT i.profile_id FROM (
     SELECT one, count(DISTINCT other) AS users FROM (
         SELECT left_id AS one, right_id AS other FROM cdp_edge UNION ALL SELECT right_id, left_id FROM cdp_edge
     ) AS pair
-    JOIN cdp_identifier u ON u.id = other AND u.namespace = ANY (%(single)s)
+    JOIN cdp_identifier u ON u.id = other
+        AND (u.namespace = ANY (%(single)s) OR (%(most)s = 1 AND u.namespace <> ALL (%(names)s)))
     GROUP BY one HAVING count(DISTINCT other) > %(least_shared)s
 ) AS shared
-JOIN cdp_identifier i ON i.id = one AND i.namespace <> ALL (%(single)s)
+JOIN cdp_identifier i ON i.id = one
 ORDER BY 1
 """
 _LARGEST = """
@@ -171,12 +176,13 @@ def dry_run(namespaces: Any, *, progress: Callable[[int, int], None] | None = No
 def _looked(driver: store.Connection, rules: Ruleset, progress: Callable[[int, int], None]) -> Outcome:
     seeds, still = _concerned(driver, rules)
     outcome, seen, largest = Outcome(), set[UUID](), 0
-    for number, seed in enumerate(seeds, 1):
-        if seed not in seen:
-            whole = graph.closure(driver, [seed], rules, still)
+    for start in range(0, len(seeds), TOGETHER):
+        fresh = [one for one in seeds[start : start + TOGETHER] if one not in seen]
+        if fresh:
+            whole = graph.closure(driver, fresh, rules, still)
             seen |= {row.profile for row in whole.rows.values()}
             largest = max(largest, _compare(whole, rules, outcome))
-        progress(number, len(seeds))
+        progress(min(start + TOGETHER, len(seeds)), len(seeds))
     outcome.looked_at = len(seen)
     outcome.largest_before, others = _largest(driver, seen)
     outcome.largest_after = max(largest, others)
@@ -197,7 +203,9 @@ def _compare(whole: graph.Whole, rules: Ruleset, outcome: Outcome) -> int:
         outcome.split += len(parts) > 1
         if len(parts) > 1 and len(outcome.examples) < EXAMPLES:
             shown = [sorted(map(str, one))[:EXAMPLES] for one in sorted(parts, key=len, reverse=True)[:EXAMPLES]]
-            outcome.examples.append({"profile_id": str(profile), "becomes": len(parts), "parts": shown})
+            sizes = sorted(map(len, parts), reverse=True)[:EXAMPLES]
+            example = {"profile_id": str(profile), "becomes": len(parts), "sizes": sizes, "parts": shown}
+            outcome.examples.append(example)
     return max(map(len, made), default=0)
 
 
@@ -250,7 +258,7 @@ def publish(version: int, *, author: str) -> IdentityRules:
             row = IdentityRules.objects.create(
                 namespaces=row.namespaces, note=row.note, author=row.author, created_at=clock.now()
             )
-        row.status, row.progress = Status.APPLYING, {}
+        row.status = Status.APPLYING
         row.author = author[:255]
         row.save()
         definitions.raise_version()
@@ -306,12 +314,18 @@ def _applied(row: IdentityRules, progress: Callable[[int, int], None]) -> Identi
         if fresh:
             seen |= _rebuilt(pipeline, fresh, still, row.author, done)
         done.looked_at += len(chunk)
-        row.progress = _progress(done, len(seeds)) | {"after": str(chunk[-1])}
+        row.progress = _tried(row) | _progress(done, len(seeds)) | {"after": str(chunk[-1])}
         row.save(update_fields=["progress"])
         progress(done.looked_at, len(seeds))
-    row.status, row.applied_at, row.progress = Status.APPLIED, clock.now(), _progress(done, len(seeds))
+    row.status, row.applied_at = Status.APPLIED, clock.now()
+    row.progress = _tried(row) | _progress(done, len(seeds))
     row.save(update_fields=["status", "applied_at", "progress"])
     return row
+
+
+def _tried(row: IdentityRules) -> dict[str, Any]:
+    """Return what is kept of the dry run."""
+    return {name: row.progress[name] for name in (DRY_RUN,) if name in row.progress}
 
 
 def _progress(done: Outcome, of: int) -> dict[str, Any]:

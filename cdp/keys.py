@@ -26,9 +26,9 @@ from martech.lib import clock
 from martech.lib.errors import PermanentError, RetryableError
 
 SCOPES = (
-    "profiles:read", "profiles:write", "profiles:export", "profiles:erase", "accounts:read", "accounts:write",
-    "definitions:write", "sources:read", "sources:write", "imports:read", "imports:write", "keys:write",
-    "dead_letters:read", "dead_letters:write", "audit:read", "all",
+    "profiles:read", "profiles:write", "profiles:export", "profiles:erase", "identity:write", "identity_rules:write",
+    "accounts:read", "accounts:write", "definitions:write", "sources:read", "sources:write", "imports:read",
+    "imports:write", "keys:write", "dead_letters:read", "dead_letters:write", "audit:read", "all",
 )  # fmt: skip
 PREFIX_LENGTH = 11
 

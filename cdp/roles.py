@@ -11,7 +11,8 @@ from typing import Any
 VIEWER, OPERATOR, ADMIN = "viewer", "operator", "admin"
 
 _VIEW = [
-    "account", "checkpoint", "deadletter", "event", "identifier", "identitydecision", "mergepolicy", "processor",
+    "account", "checkpoint", "deadletter", "event", "identifier", "identitydecision", "identityrules", "mergepolicy",
+    "processor",
     "profile", "source", "taskrun", "traitdefinition",
 ]  # fmt: skip
 _SCHEDULE = ["clockedschedule", "crontabschedule", "intervalschedule", "periodictask", "solarschedule"]
@@ -21,13 +22,14 @@ _operator = {
     "cdp.view_personal_data", "cdp.change_profile", "cdp.change_account",
     "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
     "cdp.view_eventimport", "cdp.add_eventimport", "cdp.change_eventimport",
-    "cdp.add_mergepolicy", "cdp.change_mergepolicy",
+    "cdp.add_mergepolicy", "cdp.change_mergepolicy", "cdp.unmerge_profile", "cdp.change_identitydecision",
+    "cdp.add_identityrules",
 }  # fmt: skip
 _admin = (
     {f"cdp.{verb}_apikey" for verb in ("view", "add", "change")}
     | {"cdp.view_erasure", "cdp.add_erasure", "cdp.view_auditentry"}
     | {f"auth.{verb}_user" for verb in ("view", "add", "change", "delete")}
-    | {"auth.view_group"}
+    | {"auth.view_group", "cdp.change_identityrules"}
     | {f"django_celery_beat.{verb}_{model}" for verb in ("view", "add", "change", "delete") for model in _SCHEDULE}
 )
 ROLES = {VIEWER: _viewer, OPERATOR: _viewer | _operator, ADMIN: _viewer | _operator | _admin}

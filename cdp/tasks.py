@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, identity_rules, integrity, keys, partitions, privacy, showing, task_runs
+from cdp import archive, identity_rules, integrity, keys, partitions, privacy, rule_drafts, showing, task_runs
 from cdp.imports import uploads
 from cdp.imports.ledger import ImportBusy
 
@@ -63,6 +63,12 @@ def archive_events() -> None:
 def apply_identity_rules() -> None:
     """Bring published rules of who is who upon the past."""
     identity_rules.apply()
+
+
+@shared_task
+def try_identity_rules(version: int) -> None:
+    """Find what a draft of the rules of who is who would do."""
+    rule_drafts.rehearse(version, seconds=None)
 
 
 @shared_task

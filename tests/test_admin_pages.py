@@ -26,6 +26,7 @@ LISTS = {
     "cdp_deadletter": {"viewer", "operator", "admin"},
     "cdp_eventimport": {"operator", "admin"},
     "cdp_identitydecision": {"viewer", "operator", "admin"},
+    "cdp_identityrules": {"viewer", "operator", "admin"},
     "cdp_traitdefinition": {"viewer", "operator", "admin"},
     "cdp_mergepolicy": {"viewer", "operator", "admin"},
     "cdp_event": {"viewer", "operator", "admin"},
@@ -62,6 +63,7 @@ def rows():
             name="a.csv", sha256="0" * 64, source=shop, file_format="csv", size=1, created_at=NOON, updated_at=NOON
         ),
         "cdp_identitydecision": make_decision(ann, visitor, source=shop),
+        "cdp_identityrules": 1,
         "cdp_traitdefinition": 1,
         "cdp_mergepolicy": MergePolicy.objects.create(trait="tags", policy="union"),
         "cdp_processor": processor,

@@ -70,7 +70,7 @@ def shown(request: HttpRequest, profile: Profile) -> dict[str, Any]:
     editable = may(request) and profile.merged_into_id is None
     return {
         "editable": editable,
-        "consent": list(_choices(profile.consent)),
+        "consent": list(choices(profile.consent)),
         "conflicts": [field for field in _fields(profile) if field.options] if editable else [],
     }
 
@@ -100,7 +100,7 @@ def _form(
 ) -> TemplateResponse:
     context = context_of(
         page, request, title=f"Change {profile.display_name}", original=profile, profile=profile,
-        fields=_fields(profile), choices=list(_choices(profile.consent)), **more,
+        fields=_fields(profile), choices=list(choices(profile.consent)), **more,
     )  # fmt: skip
     return TemplateResponse(request, "cdp/profile_edit.html", context, status=status)
 
@@ -175,7 +175,7 @@ def _read(text: str, before: Any) -> Any:
         return text
 
 
-def _choices(consent: Mapping[str, Any]) -> Iterator[Choice]:
+def choices(consent: Mapping[str, Any]) -> Iterator[Choice]:
     """Yield purposes and their topics."""
     for purpose, whole in sorted(consent.items()):
         for topic, one in [("", whole), *sorted(whole["topics"].items())]:

@@ -19,7 +19,7 @@ from django.utils.html import format_html, format_html_join
 from unfold.decorators import display
 
 from cdp import lookup, masking, timeline
-from cdp.admin import accounts, profile_edits, timelines
+from cdp.admin import accounts, profile_edits, timelines, unmerges
 from cdp.admin.base import Records, context_of
 from cdp.admin.traits import rows_of
 from cdp.models import Identifier, IdentityDecision, Profile
@@ -82,12 +82,14 @@ class ProfileAdmin(Records):
         return queryset.filter(pk__in=lookup.search(term, limit=SEARCH_LIMIT, prefix=prefix)), False
 
     def get_urls(self) -> list[Any]:
-        """Add the addresses of a timeline's further pages, and of the form that changes a profile."""
+        """Add the addresses of a timeline's further pages, and of what changes a profile."""
         older = self.admin_site.admin_view(self.timeline_view)
         edit = self.admin_site.admin_view(self.edit_view)
+        unmerge = self.admin_site.admin_view(self.unmerge_view)
         return [
             path("<uuid:profile_id>/timeline/", older, name="cdp_profile_timeline"),
             path("<uuid:profile_id>/edit/", edit, name="cdp_profile_edit"),
+            path("<uuid:profile_id>/unmerge/", unmerge, name="cdp_profile_unmerge"),
             *super().get_urls(),
         ]
 
@@ -112,6 +114,7 @@ class ProfileAdmin(Records):
             decisions=_decisions(self, request, profile.pk),
             types=sorted(TYPES),
             **profile_edits.shown(request, profile),
+            **unmerges.shown(request, profile),
             **_timeline(request, profile.pk, masked=masks),
         )
         return TemplateResponse(request, "cdp/profile.html", context)
@@ -125,6 +128,10 @@ class ProfileAdmin(Records):
     def edit_view(self, request: HttpRequest, profile_id: UUID) -> HttpResponse:
         """Show the form that changes a profile, or do what it asks for."""
         return profile_edits.view(self, request, self._found(request, str(profile_id)))
+
+    def unmerge_view(self, request: HttpRequest, profile_id: UUID) -> HttpResponse:
+        """Show what taking a profile apart would make of it, or do it."""
+        return unmerges.unmerge_view(self, request, self._found(request, str(profile_id)))
 
     def _found(self, request: HttpRequest, object_id: str) -> Profile:
         profile = self.get_object(request, object_id)

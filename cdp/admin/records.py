@@ -1,8 +1,7 @@
-"""Rows to look at: decisions, definitions, checkpoints, processors and task runs."""
+"""Rows to look at: definitions, checkpoints, processors and task runs."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django.contrib import admin
@@ -14,14 +13,9 @@ from django.utils.html import format_html
 from unfold.decorators import display
 
 from cdp.admin.base import Records
-from cdp.models import Checkpoint, IdentityDecision, Processor, Profile, TaskRun, TraitDefinition
+from cdp.models import Checkpoint, Processor, Profile, TaskRun, TraitDefinition
 
 EMPTY = "–"
-
-
-def as_json(value: Any) -> str:
-    """Return data as JSON that people can read."""
-    return format_html('<pre class="mt-json">{}</pre>', json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def profile_link(profile: Profile | None) -> str:
@@ -30,41 +24,6 @@ def profile_link(profile: Profile | None) -> str:
         return EMPTY
     address = reverse("admin:cdp_profile_change", args=[profile.pk])
     return format_html('<a class="mt-link" href="{}">{}</a>', address, profile.display_name)
-
-
-@admin.register(IdentityDecision)
-class IdentityDecisionAdmin(Records):
-    """Merges, refusals and unmerges."""
-
-    list_display = ["kind_label", "reason", "profile_shown", "other_shown", "source", "decided_at"]
-    list_display_links = ["kind_label"]
-    list_filter = ["kind"]
-    list_select_related = ["profile", "other", "source"]
-    ordering = ["-id"]
-    fields = [
-        "kind", "reason", "profile_shown", "other_shown", "source", "message_id", "occurred_at", "decided_at",
-        "detail_shown",
-    ]  # fmt: skip
-
-    @display(description="Decision", label={"merge": "success", "refusal": "warning", "unmerge": "info"})
-    def kind_label(self, decision: IdentityDecision) -> str:
-        """Show the kind as a label."""
-        return decision.kind
-
-    @display(description="Profile")
-    def profile_shown(self, decision: IdentityDecision) -> str:
-        """Link to the profile that stays."""
-        return profile_link(decision.profile)
-
-    @display(description="Other profile")
-    def other_shown(self, decision: IdentityDecision) -> str:
-        """Link to the other profile."""
-        return profile_link(decision.other)
-
-    @display(description="Detail")
-    def detail_shown(self, decision: IdentityDecision) -> str:
-        """Show what was decided about."""
-        return as_json(decision.detail)
 
 
 @admin.register(TraitDefinition)

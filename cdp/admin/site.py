@@ -43,6 +43,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                 _list("Profiles", "person", "profile"),
                 _list("Accounts", "apartment", "account"),
                 _list("Identity decisions", "merge", "identitydecision"),
+                _list("Identity rules", "rule", "identityrules"),
                 _list("Computed traits", "functions", "traitdefinition"),
                 _list("Merge policies", "call_merge", "mergepolicy"),
                 _list("Erasures", "person_off", "erasure"),

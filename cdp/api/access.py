@@ -25,12 +25,14 @@ if TYPE_CHECKING:  # the settings name this module's classes while the framework
 ALL = "all"
 # Each scope, what it allows, and the permission that a person needs for the same.
 SCOPES = {
-    "profiles:read": ("Read profiles, their events, identifiers and decisions", "cdp.view_profile"),
+    "profiles:read": ("Read profiles, their events, identifiers and decisions, and the rules", "cdp.view_profile"),
     "profiles:write": ("Change profiles", "cdp.change_profile"),
     "accounts:read": ("Read accounts; their members and events need profiles:read", "cdp.view_account"),
     "accounts:write": ("Change accounts", "cdp.change_account"),
     "profiles:export": ("Export everything on a person", "cdp.view_personal_data"),
     "profiles:erase": ("Erase people, and see what became of it", "cdp.add_erasure"),
+    "identity:write": ("Take profiles apart, review decisions, draft identity rules", "cdp.unmerge_profile"),
+    "identity_rules:write": ("Publish identity rules", "cdp.change_identityrules"),
     "definitions:write": ("Change merge policies", "cdp.change_mergepolicy"),
     "sources:read": ("Read sources, without their write keys", "cdp.view_source"),
     "sources:write": ("Create and change sources, see and rotate their write keys", "cdp.change_source"),

@@ -44,6 +44,15 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.AlterModelOptions(
+            name="profile",
+            options={
+                "permissions": [
+                    ("view_personal_data", "Can see personal data unmasked"),
+                    ("unmerge_profile", "Can take profiles apart, and lift that"),
+                ]
+            },
+        ),
         migrations.CreateModel(
             name="Account",
             fields=[
@@ -217,6 +226,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+            options={"verbose_name_plural": "identity rules"},
         ),
         migrations.CreateModel(
             name="MergePolicy",

@@ -43,7 +43,10 @@ class Profile(models.Model):
             # The admin's and the API's list: newest first, without counting or sorting.
             models.Index(fields=["-created_at", "-id"], name="profile_newest"),
         ]
-        permissions = [("view_personal_data", "Can see personal data unmasked")]
+        permissions = [
+            ("view_personal_data", "Can see personal data unmasked"),
+            ("unmerge_profile", "Can take profiles apart, and lift that"),
+        ]
 
     def __str__(self) -> str:
         return self.display_name
@@ -197,6 +200,9 @@ class IdentityRules(models.Model):
     progress = models.JSONField(
         default=dict, blank=True, help_text="Of the job: profiles to look at, done, split, merged"
     )
+
+    class Meta:
+        verbose_name_plural = "identity rules"
 
     def __str__(self) -> str:
         return f"version {self.version}"

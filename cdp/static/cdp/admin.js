@@ -12,3 +12,19 @@ document.addEventListener("click", async (event) => {
     if (shown) getSelection().selectAllChildren(shown);
   }
 });
+
+// What goes on in the background: its progress is shown, and the page loaded anew at its end.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const shown of document.querySelectorAll("[data-progress]")) {
+    const look = async () => {
+      try {
+        const answer = await fetch(shown.dataset.progress);
+        const progress = await answer.json();
+        if (progress.over) return location.reload();
+        shown.textContent = progress.words;
+      } catch { /* away for a moment: asked again */ }
+      setTimeout(look, 1500);
+    };
+    setTimeout(look, 1500);
+  }
+});
