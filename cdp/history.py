@@ -24,7 +24,6 @@ from psycopg.pq import ExecStatus
 from cdp import archive, parquet, partitions
 from cdp.models import ArchiveFile
 from cdp.processing import store
-from cdp.processing.copying import NULL
 from cdp.processing.decode import Message
 from cdp.processing.identity import NOBODY, Identifier
 from cdp.processing.rules import Rules
@@ -174,7 +173,7 @@ def _lines(session: psycopg.Connection[Any], copy: sql.Composed) -> Iterator[byt
 
 def query(table: str, low: int, high: int, wanted: Filter) -> sql.Composed:
     """Return the COPY by which a table's events of a range of anchors are read."""
-    return sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT").format(
+    return sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (NULL '')").format(
         sql.SQL(_COLUMNS), sql.Identifier(table), sql.SQL(" AND ").join(_conditions(low, high, wanted))
     )
 
@@ -198,19 +197,18 @@ def _conditions(low: int, high: int, wanted: Filter) -> list[sql.Composable]:
 
 def _row(line: bytes) -> Row:
     fields = line[:-1].split(b"\t")
+    if b"\\" in line:
+        fields = [_text(one) for one in fields]
     anchor, kind, name, properties, source, message_id, occurred, received, identifiers, extra, context = fields
     message = Message(
-        int(source), kind.decode(), _text(name).decode(), _text(message_id).decode(), NOBODY, [], "",
-        _text(properties), b"{}" if context == NULL else _text(context), b"" if extra == NULL else _text(extra),
-        int(occurred), None, int(received), (), b"", 0,
+        int(source), kind.decode(), name.decode(), message_id.decode(), NOBODY, [], "", properties, context or b"{}",
+        extra, int(occurred), None, int(received), (), b"", 0,
     )  # fmt: skip
-    return Row(int(anchor), b"" if identifiers == NULL else _text(identifiers), message)
+    return Row(int(anchor), identifiers, message)
 
 
 def _text(field_: bytes) -> bytes:
     """Return a field of COPY as it was."""
-    if b"\\" not in field_:
-        return field_
     return _ESCAPES.sub(lambda found: _ESCAPED.get(found[1], found[1]), field_)
 
 

@@ -27,9 +27,8 @@ from martech.lib.errors import PermanentError, RetryableError
 
 SCOPES = (
     "profiles:read", "profiles:write", "profiles:export", "profiles:erase", "identity:write", "identity_rules:write",
-    "accounts:read", "accounts:write",
-    "definitions:write", "sources:read", "sources:write", "imports:read", "imports:write", "keys:write",
-    "dead_letters:read", "dead_letters:write", "audit:read", "all",
+    "accounts:read", "accounts:write", "definitions:write", "sources:read", "sources:write", "imports:read",
+    "imports:write", "keys:write", "dead_letters:read", "dead_letters:write", "audit:read", "all",
 )  # fmt: skip
 PREFIX_LENGTH = 11
 

@@ -163,6 +163,7 @@ class _Comparison:
             self.shadow.fold(rows)
             self.report.archived += len(rows) if archived else 0
             advance(len(rows))
+        self.shadow.end()
         self.report.events = self.shadow.events
         self.report.identifiers += len(names)
         self._compare_anchors(low, high)

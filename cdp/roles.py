@@ -22,8 +22,8 @@ _operator = {
     "cdp.view_personal_data", "cdp.change_profile", "cdp.change_account",
     "cdp.replay_deadletter", "cdp.add_source", "cdp.change_source",
     "cdp.view_eventimport", "cdp.add_eventimport", "cdp.change_eventimport",
-    "cdp.add_mergepolicy", "cdp.change_mergepolicy",
-    "cdp.unmerge_profile", "cdp.change_identitydecision", "cdp.add_identityrules",
+    "cdp.add_mergepolicy", "cdp.change_mergepolicy", "cdp.unmerge_profile", "cdp.change_identitydecision",
+    "cdp.add_identityrules",
 }  # fmt: skip
 _admin = (
     {f"cdp.{verb}_apikey" for verb in ("view", "add", "change")}

@@ -23,7 +23,7 @@ def key() -> bytes:
     return found
 
 
-def add(identifiers: Iterable[Identifier], erasure_id: UUID) -> int:
+def add(identifiers: Iterable[Identifier], erasure_id: UUID | None) -> int:
     """Keep identifiers out from the caller's commit on; return how many of them were not kept out before."""
     now = clock.now()
     SuppressedIdentifier.objects.bulk_create(

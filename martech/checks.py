@@ -22,6 +22,7 @@ from django.db import DatabaseError, connections
 from redis.exceptions import RedisError
 
 from cdp.log import open_log
+from cdp.processing import suppression
 from martech.lib.errors import ConfigurationError, MartechError
 
 Found = list[checks.CheckMessage]
@@ -209,14 +210,17 @@ def _tasks(app: Any) -> Found:
 
 @checks.register(checks.Tags.database)
 def postgresql(databases: Sequence[str] | None = None, **_: Any) -> Found:
-    """Find a server that the platform was not made for, and partitions that nobody would read any more."""
+    """Find a server that we were not made for, partitions that nobody would read, and a changed PRIVACY_KEY."""
     if "default" not in (databases or ()):
         return []
     connection: Any = connections["default"]
     try:
         found = _version(connection.pg_version // 10000)
-        if "cdp_checkpoint" in connection.introspection.table_names():
+        tables = connection.introspection.table_names()
+        if "cdp_checkpoint" in tables:
             found += _partitions(connection)
+        if "cdp_suppressedidentifier" in tables:
+            found += _privacy_key(connection)
     except DatabaseError as error:
         return [
             checks.Error(
@@ -226,6 +230,15 @@ def postgresql(databases: Sequence[str] | None = None, **_: Any) -> Found:
             )
         ]
     return found
+
+
+def _privacy_key(connection: Any) -> Found:
+    """Find another key than the one by which erased people are kept out."""
+    try:
+        suppression.is_needed(connection.connection, settings.CONFIG.privacy_key)
+    except ConfigurationError as error:
+        return [checks.Error(error.message, hint="Until then processors stand still.", id="martech.E023")]
+    return []
 
 
 def _version(version: int) -> Found:

@@ -11,8 +11,10 @@ from celery.app.routes import Router, prepare
 from django.conf import settings as configured
 from django.core import checks as framework
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 
+from cdp import suppressions
+from cdp.processing.identity import Identifier
 from martech import checks
 from martech.celery import app
 
@@ -180,6 +182,15 @@ def test_a_broker_that_evicts_is_found():
             assert ids(checks.redis_broker()) == ["martech.E032"]
         finally:
             server.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.mark.django_db
+def test_a_key_that_would_let_erased_people_back_is_an_error(settings):
+    with transaction.atomic():
+        suppressions.add([Identifier("user_id", "ann-1")], None)
+    assert ids(checks.postgresql(databases=["default"])) == []
+    settings.CONFIG = replace(settings.CONFIG, privacy_key=b"another")
+    assert ids(checks.postgresql(databases=["default"])) == ["martech.E023"]
 
 
 def test_an_archive_that_cannot_be_written_is_found(settings, monkeypatch):

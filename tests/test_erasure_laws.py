@@ -1,17 +1,19 @@
 """An erasure leaves exactly what a history without the person would have made of everybody else."""
 
 import json
+from random import Random
 
 import pytest
 from django.db import connection, transaction
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdp import privacy
-from cdp.models import Profile
+from cdp import privacy, replay
+from cdp.models import IdentityRules, Profile
 from tests.conftest import pointed_at
 from tests.histories import calls, from_scratch, identifiers_of, messages, prefix, stored
-from tests.test_who_is_who import bring, consistent, rules, sources  # noqa: F401 - fixtures
+from tests.test_who_is_who import STRICT, bring, consistent, rules, sources  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +76,25 @@ def test_the_others_are_what_they_would_be_without_the_person(
     with connection.cursor() as cursor:
         cursor.execute("SELECT anchor_id FROM event_stream WHERE anchor_id NOT IN (SELECT id FROM cdp_identifier)")
         assert cursor.fetchall() == []
+
+
+@pytest.mark.parametrize("namespaces", [None, STRICT])
+def test_a_replay_of_what_is_left_comes_to_what_is_held(core, own_database, namespaces):
+    if namespaces:
+        IdentityRules.objects.create(status="applied", namespaces=namespaces, created_at=timezone.now())
+    both = (1, core.source("browser", {"refused_namespaces": [], "refused_traits": []}))
+    random = Random(4)
+    for _ in range(30):
+        some = ["", "0", "1", "2", "3"]
+        history = [
+            (
+                random.randint(0, 1),
+                number,
+                *(one and letter + one for letter, one in zip("uea", random.choices(some, k=3), strict=True)),
+            )
+            for number in range(12)
+        ]
+        sent = messages([one for one in history if any(one[2:])], prefix())
+        bring(core, both, sent, [random.randint(1, 5)])
+        erase(random.choice(sorted({one for _, _, body in sent for one in identifiers_of(body)})))
+    assert replay.verify().examples == []

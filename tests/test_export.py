@@ -11,9 +11,11 @@ from django.db import connection
 from django.urls import reverse
 
 from cdp import audit, export, holders
-from cdp.models import Account, AccountMember, Edge
+from cdp.models import Edge
 from cdp.processing.identity import Identifier as Key
 from tests.factories import (
+    join,
+    make_account,
     make_api_key,
     make_dead_letter,
     make_decision,
@@ -24,6 +26,7 @@ from tests.factories import (
 )
 
 pytestmark = pytest.mark.django_db
+CONSENT = {"marketing": {"granted": True, "at": "2026-11-01T10:00:00Z", "topics": {}}}
 EARLIER = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
@@ -40,7 +43,7 @@ def ann(memory):
     """Make Ann, whose older profile was merged, and Bob, who knows her."""
     shop = make_source("shop")
     ann = make_profile(("user_id", "ann-1"), ("email", "ann@example.com"), traits={"name": "Ann"},
-                       registers={"name": ["Ann", 1, 1, "m-1"]}, consent={"marketing": True})  # fmt: skip
+                       registers={"name": ["Ann", 1, 1, "m-1"]}, consent=CONSENT)  # fmt: skip
     make_profile(merged_into=ann)
     bob = make_profile(("user_id", "bob-1"), traits={"name": "Bob"})
     for minute in range(3):
@@ -50,8 +53,7 @@ def ann(memory):
     make_decision(ann, bob, source=shop)
     user, mail = ann.identifiers.order_by("id")
     Edge.objects.create(left=user, right=mail, source=shop, source_class=0, occurred_at=EARLIER, message_id="m-1")
-    acme = Account.objects.create(traits={"name": "Acme"}, timestamp=EARLIER, created_at=EARLIER)
-    AccountMember.objects.create(account=acme, identifier=user, role="owner", joined_at=EARLIER)
+    join(make_account(("group_id", "acme"), traits={"name": "Acme"}), user, role="owner")
     make_dead_letter(shop, body=b'{"type": "track", "userId": "ann-1", "event": ""}', message_id="broken")
     make_dead_letter(shop, body=b'{"type": "track", "userId": "ann-10", "event": ""}')
     memory.hold(Key("email", "ann@example.com"), {"subject": "Welcome"})
@@ -68,7 +70,7 @@ def test_it_holds_every_store_under_every_reference(ann, by):
     found = exported(str(ann.pk) if by == "id" else by)
     assert found["asked_for"] == ["user_id:ann-1", "email:ann@example.com"]
     assert [row["traits"] for row in found["profiles"]] == [{"name": "Ann"}, {}]
-    assert found["profiles"][0]["consent"] == {"marketing": True}
+    assert found["profiles"][0]["consent"] == CONSENT
     assert found["profiles"][0]["registers"] == {"name": ["Ann", 1, 1, "m-1"]}
     assert [(row["namespace"], row["value"]) for row in found["identifiers"]] == [
         ("user_id", "ann-1"), ("email", "ann@example.com"),
@@ -82,8 +84,8 @@ def test_it_holds_every_store_under_every_reference(ann, by):
     assert found["events"][0]["properties"] == {"note": 'say "hi"', "total": 1.5}
     assert [(row["message_id"], row["payload"]["userId"]) for row in found["dead_letters"]] == [("broken", "ann-1")]
     assert [row["action"] for row in found["audit"]] == ["profile.edit", "profile.export"]
-    assert found["holders"] == {"memory": {"email:ann@example.com": [{"subject": "Welcome"}]}}
-    assert found["counts"] == {
+    assert found["holders"]["memory"] == {"email:ann@example.com": [{"subject": "Welcome"}]}
+    assert {name: number for name, number in found["counts"].items() if number or not name.startswith("holder")} == {
         "profiles": 2, "identifiers": 2, "accounts": 1, "edges": 1, "decisions": 1, "events": 4, "archived_events": 0,
         "dead_letters": 1, "audit": 2, "holder:memory": 1,
     }  # fmt: skip
@@ -96,7 +98,7 @@ def test_an_identifier_that_nobody_has_is_exported_from_where_it_stands_all_the_
     found = exported("email:carla@example.com")
     assert found["profiles"] == found["events"] == []
     assert [row["message_id"] for row in found["dead_letters"]] == ["c"]
-    assert found["holders"] == {"memory": {"email:carla@example.com": [{"subject": "Hello"}]}}
+    assert found["holders"]["memory"] == {"email:carla@example.com": [{"subject": "Hello"}]}
 
 
 def test_it_is_never_in_memory_as_a_whole(ann):

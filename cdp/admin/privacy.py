@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 from django.contrib import admin, messages
@@ -10,12 +11,12 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpRespons
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.dateparse import parse_datetime
+from django.utils.html import format_html
 from django.views.decorators.http import require_POST
 from unfold.decorators import display
 
 from cdp import audit, masking, privacy
 from cdp.admin.base import Records, context_of
-from cdp.admin.records import as_json
 from cdp.api.privacy import streamed
 from cdp.models import AuditEntry, Erasure
 from cdp.subjects import UnknownPerson
@@ -143,4 +144,4 @@ class AuditEntryAdmin(Records):
     @display(description="Detail")
     def detail_shown(self, entry: AuditEntry) -> str:
         """Show what else is known of it."""
-        return as_json(entry.detail)
+        return format_html('<pre class="mt-json">{}</pre>', json.dumps(entry.detail, indent=2, ensure_ascii=False))

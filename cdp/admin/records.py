@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django.contrib import admin
@@ -17,11 +16,6 @@ from cdp.admin.base import Records
 from cdp.models import Checkpoint, Processor, Profile, TaskRun, TraitDefinition
 
 EMPTY = "–"
-
-
-def as_json(value: Any) -> str:
-    """Return data as JSON that people can read."""
-    return format_html('<pre class="mt-json">{}</pre>', json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def profile_link(profile: Profile | None) -> str:

@@ -343,7 +343,15 @@ class Resolver:
         whole, mine = self._closure(set(people), still)
         links = whole.links | {pair: one for pair, one in self.links.items() if self._concerns(pair, mine)}
         links |= {one.link.pair: one.link for one in news}
-        everyone = [one for person in mine for one in person.identifiers()]
+        everyone = {one for person in mine for one in person.identifiers()}
+        # What the batch itself brought upon blocked identifiers leads to them as stored links do.
+        whole.blocked |= {
+            end: one.refused
+            for one in links.values()
+            if one.refused in BLOCKING
+            for end in one.pair
+            if end not in everyone
+        }
         found = clusters.derive(everyone, links.values(), self._rules, whole.unmerges, whole.blocked)
         held = _Split(whole, found, {one: person for person in mine for one in person.identifiers()})
         self._row_ids |= whole.ids

@@ -42,15 +42,16 @@ class Shadow:
         self.names: dict[int, Identifier] = {}
         self.deltas: dict[int, Delta] = {}
         self.links: dict[Pair, tuple[Evidence, int]] = {}
-        # What events of an anchor say with the same identifiers.
-        self._pairs: dict[tuple[int, bytes], list[Pair]] = {}
+        # By anchor and identifiers, the strongest evidence of the events that have just these.
+        self._said: dict[tuple[int, bytes], tuple[int, int, str, int]] = {}
+        self._classes: dict[int, int] = {}
         # By group id; those of all anchors together.
         self.accounts: dict[str, accounts.Delta] = {}
         self.events = 0
 
     def begin(self, names: dict[int, Identifier]) -> None:
         """Forget the states of anchors and begin with those of others, by row id; evidence and accounts stay."""
-        self.names, self.deltas, self._pairs = names, {}, {}
+        self.names, self.deltas, self._said = names, {}, {}
 
     def fold(self, rows: Iterable[Row]) -> None:
         """Add events to the states of their anchors and to the evidence."""
@@ -74,7 +75,7 @@ class Shadow:
             if message.type == "identify":
                 self._fold_traits(delta, message)
             if row.identifiers:
-                self._take_links(row)
+                self._note_evidence(row)
 
     def _fold_account(self, message: Message) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
@@ -82,33 +83,36 @@ class Shadow:
         if group and accounts.GROUP_ID not in allowed.refused_namespaces:
             delta = self.accounts.setdefault(group, accounts.Delta())
             accounts.fold(delta, message, allowed)
-            self._fold_traits(delta, message)
+            self._fold_traits(delta, message, anchor="")
 
-    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message) -> None:
+    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message, *, anchor: str | None = None) -> None:
         allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
+        origin = origin_of(message, allowed)
         lifted = self.rules.policies.lift(
             message.properties,
-            origin_of(message, allowed),
+            origin if anchor is None else origin._replace(anchor=anchor),
             refused=allowed.refused_traits,
             refused_policies=allowed.refused_policies,
         )
         delta.registers = registers.apply(delta.registers, lifted.registers)
 
-    def _take_links(self, row: Row) -> None:
+    def _note_evidence(self, row: Row) -> None:
         message = row.message
-        source_class = self.rules.source_class(message.source_id)
+        source_class = self._classes.get(message.source_id)
+        if source_class is None:
+            source_class = self._classes[message.source_id] = self.rules.source_class(message.source_id)
         at_us = message.received_us if source_class else min(message.occurred_us, message.received_us)
-        given = (Evidence(source_class, at_us, message.message_id), message.source_id)
-        for pair in self._pairs_of(row):
-            held = self.links.get(pair)
-            if held is None or given < held:
-                self.links[pair] = given
+        key, given = (row.anchor_id, row.identifiers), (source_class, at_us, message.message_id, message.source_id)
+        held = self._said.get(key)
+        if held is None or given < held:
+            self._said[key] = given
 
-    def _pairs_of(self, row: Row) -> list[Pair]:
-        key = (row.anchor_id, row.identifiers)
-        found = self._pairs.get(key)
-        if found is None:
-            anchor = row.message.anchor
-            found = [paired(anchor, other) for other in _pairs.decode(row.identifiers) if other != anchor]
-            self._pairs[key] = found
-        return found
+    def end(self) -> None:
+        """Take the evidence of these anchors' events to that of all; called when all of them were folded."""
+        for (anchor_id, identifiers), (source_class, at_us, message_id, source_id) in self._said.items():
+            anchor = self.names.get(anchor_id, NOBODY)
+            given = (Evidence(source_class, at_us, message_id), source_id)
+            for other in _pairs.decode(identifiers):
+                pair = paired(anchor, other)
+                if other != anchor:
+                    self.links[pair] = min(given, self.links.get(pair, given))

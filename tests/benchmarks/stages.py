@@ -15,6 +15,7 @@ import msgspec
 from cdp.engines.local import SESSION
 from tests.benchmarks import histories, identities, importing, references, traffic
 from tests.benchmarks.bed import Bed, run_load, wait_until
+from tests.benchmarks.erasing import erasure
 from tests.benchmarks.load import Plan, Result, quantile
 from tests.benchmarks.repeats import BATCH, GENERATIONS, bare, batches, fill, learned, recognise
 from tests.benchmarks.table import Figure
@@ -336,4 +337,5 @@ ROWS: dict[str, Row] = {
     "derivation": lambda bed, flags: identities.derivation(bed),
     "replay": lambda bed, flags: histories.replay(bed, flags.events, flags.people),
     "archive": lambda bed, flags: histories.archive(bed, flags.events, flags.people),
+    "erasure": erasure,
 }
