@@ -31,6 +31,7 @@ from psycopg import sql
 from cdp import parquet, partitions
 from cdp.models import ArchiveFile
 from cdp.partitions import Partition
+from cdp.processing.identity import Identifier
 from martech.lib import clock
 from martech.lib.errors import RetryableError
 
@@ -365,22 +366,22 @@ def events(*, anchors: Iterable[int], dropped_only: bool = False) -> Iterator[di
 def erase(
     *,
     anchors: Iterable[int],
-    values: Iterable[str] = (),
+    identifiers: Iterable[Identifier] = (),
     mentioned: Callable[[frozenset[int]], object] = lambda anchors: None,
 ) -> Erased:
-    """Take the events of some anchors out of every file, and `values` out of others' events that name them.
+    """Take the events of some anchors out of every file, and the values of `identifiers` out of others' events.
 
-    Those are the events that have a value among their identifiers, as in PostgreSQL; what else may say a value there
-    says it in the person's own state too. Events must be gone from PostgreSQL, committed, before: a table that is
+    Those are the events that have one of them among their identifiers, as in PostgreSQL; what else may say a value
+    there says it in the person's own state too. Events must be gone from PostgreSQL, committed, before: a table that is
     archived after this has none of them. `mentioned` hears of whom (anchors) the events of others are that a file has,
-    before it is written anew. Without values only the files of the anchors are looked at. May be killed and called
+    before it is written anew. Without identifiers only the files of the anchors are looked at. May be killed and called
     again.
     """
-    gone, texts = frozenset(anchors), sorted({one for one in values if one})
+    gone, named = frozenset(anchors), sorted({one for one in identifiers if one.value})
     total = Erased()
     with _lock():
-        for file in files(anchors=None if texts else gone):
-            removed, changed = _rewrite(file, lambda table: _without(table, gone, texts), mentioned)
+        for file in files(anchors=None if named else gone):
+            removed, changed = _rewrite(file, lambda table: _without(table, gone, named), mentioned)
             total = Erased(total.files + bool(removed or changed), total.removed + removed, total.changed + changed)
     return total
 
@@ -388,13 +389,13 @@ def erase(
 Change = Callable[["pa.Table"], tuple["pa.Table", int, list[int]]]
 
 
-def _without(table: pa.Table, gone: frozenset[int], texts: Sequence[str]) -> tuple[pa.Table, int, list[int]]:
+def _without(table: pa.Table, gone: frozenset[int], named: Sequence[Identifier]) -> tuple[pa.Table, int, list[int]]:
     """Return a table without a person, the rows that went, and the anchors of those that were changed."""
     pa = parquet.arrow()
     theirs = pa.compute.is_in(table["anchor_id"], value_set=pa.array(sorted(gone), pa.int64()))
     left = table.filter(pa.compute.invert(theirs))
     removed = table.num_rows - left.num_rows
-    cleaned, changed = parquet.redacted(left, texts) if texts else (left, [])
+    cleaned, changed = parquet.redacted(left, named) if named else (left, [])
     return cleaned, removed, changed
 
 

@@ -19,6 +19,7 @@ from cdp import dead_letters, redaction
 from cdp.models import DeadLetter, EventImport, TaskRun
 from cdp.processing import suppression
 from cdp.processing.identity import Identifier
+from cdp.processing.store import RULES_LOCK
 from cdp.redaction import ERASED
 from martech.lib.errors import RetryableError
 
@@ -136,6 +137,8 @@ class Person:
 def hold(person: Person) -> None:
     """Lock the person's living profiles as processing does, in id order, and add what belongs to them by now."""
     held: set[UUID] = set()
+    # Batches name identifiers that stand for nobody without locking them: those at work end first.
+    select("SELECT pg_advisory_xact_lock(%s)", [RULES_LOCK])
     for _ in range(TRIES):
         living = {row[0] for row in select(_LIVING, _named(person))}
         if living <= held:

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from cdp import redaction
+from cdp.processing.identity import Identifier
 from martech.lib.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -206,16 +207,16 @@ def plain(table: pa.Table) -> Iterator[dict[str, Any]]:
     return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
-def redacted(table: pa.Table, texts: Sequence[str]) -> tuple[pa.Table, list[int]]:
-    """Return a table in which no event that has one of the texts as an identifier says any of them (`redaction`).
+def redacted(table: pa.Table, named: Sequence[Identifier]) -> tuple[pa.Table, list[int]]:
+    """Return a table in which no event that has one of the identifiers says the value of any (`redaction`).
 
     With it come the anchors of the events that were changed.
     """
     pa = arrow()
-    mask = _identified(table, texts)
-    found = redaction.pattern(texts)
+    mask = _identified(table, named)
+    found = redaction.pattern(one.value for one in named)
     before = table.filter(mask).to_pylist()
-    after = [_redacted(row, found, frozenset(texts)) for row in before]
+    after = [_redacted(row, found, frozenset(named)) for row in before]
     changed = [old["anchor_id"] for new, old in zip(after, before, strict=True) if new != old]
     if not changed:
         return table, []
@@ -224,18 +225,22 @@ def redacted(table: pa.Table, texts: Sequence[str]) -> tuple[pa.Table, list[int]
     return both.sort_by([(name, "ascending") for name in ORDER]), changed
 
 
-def _identified(table: pa.Table, texts: Sequence[str]) -> Any:
-    """Return for each row whether one of its identifiers has such a value."""
+def _identified(table: pa.Table, named: Sequence[Identifier]) -> Any:
+    """Return for each row whether it has one of the identifiers."""
     pa = arrow()
     lists = table["identifiers"].combine_chunks()
-    values = pa.compute.struct_field(pa.compute.list_flatten(lists), "value")
-    hits = pa.compute.is_in(values, value_set=pa.array(texts, pa.string()))
+    pairs = pa.compute.list_flatten(lists)
+    # Neither holds the character between them.
+    joined = pa.compute.binary_join_element_wise(
+        pa.compute.struct_field(pairs, "namespace"), pa.compute.struct_field(pairs, "value"), "\0"
+    )
+    hits = pa.compute.is_in(joined, value_set=pa.array(["\0".join(one) for one in named], pa.string()))
     parents = pa.compute.list_parent_indices(lists).filter(hits)
     return pa.compute.is_in(pa.array(range(len(lists)), parents.type), value_set=parents)
 
 
-def _redacted(row: dict[str, Any], found: re.Pattern[str], texts: frozenset[str]) -> dict[str, Any]:
+def _redacted(row: dict[str, Any], found: re.Pattern[str], named: frozenset[Identifier]) -> dict[str, Any]:
     plain = {name: redaction.redact(row[name], found) for name in SAID if row[name]}
     coded = {name: redaction.redact_json(row[name], found) for name in SAID_AS_JSON if row[name]}
-    kept = [one for one in row["identifiers"] if one["value"] not in texts]
+    kept = [one for one in row["identifiers"] if (one["namespace"], one["value"]) not in named]
     return row | plain | coded | {"identifiers": kept}

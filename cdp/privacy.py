@@ -11,20 +11,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import msgspec
+import psycopg
 import structlog
 from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connection, transaction
 
-from cdp import archive, audit, erasing, holders, redaction, showing, subjects, suppressions
+from cdp import archive, audit, erasing, holders, redaction, showing, subjects, suppressions, unmerging
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Log, encode_entry
 from cdp.models import AccountMember, Checkpoint, Erasure, Profile, Standing
+from cdp.processing import store
 from cdp.processing.pipeline import Pipeline
 from cdp.profiles import ProfileCache
 from cdp.subjects import Subject
@@ -37,6 +40,7 @@ UNFINISHED = (Status.REQUESTED, Status.RUNNING)
 COUNT_CAP = 10_000
 # How long a step waits for the log, before it lets others work and comes again.
 PATIENCE = 30.0
+RACES = 20
 POLL_SECONDS = 0.1
 # Of the advisory locks that keep two processes off one erasure.
 LOCK_CLASS = 0x65726173
@@ -299,11 +303,24 @@ def _look_again(turn: Run) -> Receipt:
     # On settled ones nothing was ever refused, and evidence that is gone can join nobody.
     unsettled = list(beside.exclude(standing=Standing.SETTLED).order_by("pk").values_list("pk", flat=True).distinct())
     for profile_id in unsettled:
-        with transaction.atomic():
-            connection.ensure_connection()
-            applied = Pipeline(suppressions.key()).look_at_all(connection.connection, [profile_id], reason="erasure")
-            transaction.on_commit(lambda applied=applied: showing.show(applied), robust=True)  # type: ignore[misc]
+        _look_at(profile_id)
     return {"profiles": len(unsettled), "left_alone": len(alone.profiles)}
+
+
+def _look_at(profile_id: UUID) -> None:
+    for _ in range(RACES):
+        try:
+            with transaction.atomic():
+                connection.ensure_connection()
+                applied = Pipeline(suppressions.key()).look_at_all(
+                    connection.connection, [profile_id], reason="erasure"
+                )
+                unmerging.tell(applied)
+                transaction.on_commit(partial(showing.show, applied), robust=True)
+            return
+        except (store.Raced, psycopg.errors.DeadlockDetected):
+            continue
+    raise ErasureWaits("Others are changing the same people all the time. It goes on later.", retry_after=10)
 
 
 def _erase_mentions(turn: Run) -> Receipt:
@@ -326,7 +343,7 @@ def _erase_archived(turn: Run) -> Receipt:
             erasing.mentioned(person, anchors)
             turn.keep()
 
-    found = archive.erase(anchors=person.anchors, values=person.values, mentioned=mentioned)
+    found = archive.erase(anchors=person.anchors, identifiers=person.identifiers, mentioned=mentioned)
     _erase_cached(turn)
     return asdict(found)
 

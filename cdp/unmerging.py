@@ -112,7 +112,7 @@ def _raced(change: Callable[[], Unmerged]) -> Unmerged:
         try:
             with transaction.atomic():
                 connection.ensure_connection()
-                connection.connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+                connection.connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS * 1000:.0f}ms'")
                 store.hold_rules(connection.connection)
                 return change()
         except (store.Raced, psycopg.errors.DeadlockDetected):
@@ -127,7 +127,7 @@ def _unmerged(profile_id: UUID, identifiers: Sequence[Identifier], author: str, 
     if survivor is None:
         raise NotApart("There is no such profile.")
     # In the order in which processing takes its locks.
-    Profile.objects.select_for_update().get(pk=survivor)
+    connection.connection.execute("SELECT FROM customer_profiles WHERE id = %s FOR UPDATE", [survivor])
     rows = list(IdentifierRow.objects.filter(profile_id=survivor).order_by("pk"))
     taken = set(identifiers)
     held = {Identifier(row.namespace, row.value): row for row in rows}

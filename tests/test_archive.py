@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from cdp import archive, parquet, partitions, redaction, tasks
 from cdp.models import ArchiveFile, Identifier
+from cdp.processing.identity import Identifier as Named
 from martech.lib.errors import ConfigurationError
 from tests.factories import make_event, make_profile, make_source
 
@@ -223,6 +224,19 @@ def everything(tmp_path):
     return b"".join(path.read_bytes() for path in (tmp_path / "a").iterdir())
 
 
+def test_another_namespaces_value_of_the_same_text_is_somebody_elses():
+    source = make_source()
+    bob = make_profile(("user_id", "bob-1"))
+    make_event(bob, source, ingested_at=NOON, properties={"age": "42"},
+               identifiers=[["user_id", "bob-1"], ["crm", "42"]])  # fmt: skip
+    archive.archive_closed(now=timezone.now())
+    assert archive.erase(anchors=[], identifiers=[Named("user_id", "42")]) == archive.Erased()
+    assert archive.erase(anchors=[], identifiers=[Named("crm", "42")]).changed == 1
+
+
+ANN = [Named("user_id", "ann-1"), Named("email", "ann@example.com")]
+
+
 def test_an_erased_person_is_in_no_file(tmp_path):
     source = fill()
     ann = make_profile(("user_id", "ann-1"), ("email", "ann@example.com"))
@@ -236,7 +250,7 @@ def test_an_erased_person_is_in_no_file(tmp_path):
     archive.archive_closed(now=timezone.now())
     before = on_disk()
     anchors = list(ann.identifiers.values_list("pk", flat=True))
-    erased = archive.erase(anchors=anchors, values=["ann-1", "ann@example.com"])
+    erased = archive.erase(anchors=anchors, identifiers=ANN)
     assert (erased.removed, erased.changed) == (2, 1)
     assert on_disk() == sorted(ArchiveFile.objects.values_list("path", flat=True))
     assert len(set(before) - set(on_disk())) == erased.files
@@ -250,7 +264,7 @@ def test_an_erased_person_is_in_no_file(tmp_path):
     assert json.loads(theirs["properties"]) == {
         "to": "[erased]", "cc": ["joann@example.com", "ann-10"], "n": 1.5, "from": "[erased]",
     }  # fmt: skip
-    assert archive.erase(anchors=anchors, values=["ann-1", "ann@example.com"]) == archive.Erased()
+    assert archive.erase(anchors=anchors, identifiers=ANN) == archive.Erased()
     # Not in what the files say of their columns' least and greatest values either.
     assert b"ann-1" not in everything(tmp_path)
 

@@ -338,7 +338,9 @@ def test_a_history_comes_out_as_it_is_held_after_an_erasure(core, archiving, see
         erasing.mentions(person)
         Erasure.objects.create(requested_by="key:test", requested_at=timezone.now())
         archive.erase(
-            anchors=person.anchors, values=person.values, mentioned=lambda anchors: erasing.mentioned(person, anchors)
+            anchors=person.anchors,
+            identifiers=person.identifiers,
+            mentioned=lambda anchors: erasing.mentioned(person, anchors),
         )
     assert replay.verify().examples == []
 

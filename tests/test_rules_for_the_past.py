@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdp import identity_rules
+from cdp import identity_rules, unmerging
 from cdp.models import IdentityRules
 from cdp.processing import clusters
+from cdp.processing.identity import Identifier
 from tests.conftest import pointed_at
 from tests.histories import calls, consistent, from_scratch, identifiers_of, messages, prefix, stored
+from tests.platform import message
 from tests.test_who_is_who import bring
 
 TABLES = "cdp_unmergeside, cdp_identitydecision, cdp_edge, event_stream, cdp_identifier, customer_profiles"
@@ -103,3 +105,60 @@ def test_a_dry_run_says_in_words_what_a_rule_would_do(own_core, sources, django)
     reasons = own_core.rows("SELECT kind, reason, author FROM cdp_identitydecision WHERE kind = 'split'")
     assert {(row["reason"], row["author"]) for row in reasons} == {("rules", "test")}
     assert json.loads(json.dumps(identity_rules.current().progress))["of"] >= 1
+
+
+def changed(**blocked):
+    """Return the default rules with values blocked by namespace."""
+    rules = identity_rules.plain(clusters.DEFAULT)
+    for namespace, values in blocked.items():
+        rules[namespace]["blocked"] = values
+    return rules
+
+
+def begin(core):
+    core.connection.execute(f"TRUNCATE {TABLES} CASCADE")
+    publish(changed())
+    return prefix()
+
+
+def test_who_is_unblocked_joins_again_whatever_processors_remember(own_core, sources, django):
+    mark = begin(own_core)
+    publish(changed(email=[f"{mark}e0"]))
+    bring(own_core, sources, messages([(0, 0, "u0", "e0", "")], mark), [1])
+    row = identity_rules.draft(changed(), author="test")
+    identity_rules.publish(row.version, author="test")
+    # The rules count already, and the job has not come to it yet.
+    again = messages([(0, 0, "u0", "e0", "a1")], mark + "s")[0]
+    again[2]["userId"], again[2]["traits"]["email"] = f"{mark}u0", f"{mark}e0"
+    bring(own_core, sources, [again], [1])
+    assert identity_rules.apply().status == IdentityRules.Status.APPLIED
+    late = messages([(0, 1, "", "e0", "a2")], mark + "t")[0]
+    late[2]["traits"]["email"] = f"{mark}e0"
+    bring(own_core, sources, [late], [1])
+    ids = {Identifier("email", f"{mark}e0"), Identifier("user_id", f"{mark}u0")}
+    [person] = [one for one in stored(own_core, mark) if ids <= one]
+    assert Identifier("anonymous_id", f"{mark}ta2") in person
+
+
+def test_the_reason_for_which_somebody_is_blocked_follows_the_rules(own_core, sources, django):
+    mark = begin(own_core)
+    people = [message(userId=f"{mark}u{number}", anonymousId=f"{mark}kiosk") for number in range(12)]
+    own_core.apply(*people, source=sources[0])
+    reasons = "SELECT DISTINCT refused FROM cdp_edge"
+    assert own_core.rows(reasons) == [{"refused": "shared_identifier"}]
+    publish(changed(anonymous_id=[f"{mark}kiosk"]))
+    assert own_core.rows(reasons) == [{"refused": "blocked_value"}]
+    publish(changed())
+    assert own_core.rows(reasons) == [{"refused": "shared_identifier"}]
+    assert len(stored(own_core, mark)) == 13
+
+
+def test_an_unmerge_of_people_who_are_being_processed_says_so(own_core, sources, django, monkeypatch):
+    mark = begin(own_core)
+    own_core.apply(message(userId=f"{mark}u", anonymousId=f"{mark}a"), source=sources[0])
+    person = own_core.profile(f"user_id:{mark}u")["id"]
+    monkeypatch.setattr(unmerging, "LOCK_SECONDS", 0.2)
+    with own_core.connection.transaction():
+        own_core.connection.execute("SELECT 1 FROM customer_profiles WHERE id = %s FOR UPDATE", [person])
+        with pytest.raises(unmerging.Busy):
+            unmerging.unmerge(profile_id=person, identifiers=[Identifier("user_id", f"{mark}u")], author="test")

@@ -170,13 +170,16 @@ def derive(
 
 
 def shared(links: Iterable[Link], rules: Ruleset) -> set[Identifier]:
-    """Return the identifiers that are seen with too many values of limit-1 namespaces: a kiosk's cookie, say."""
-    owners: dict[Identifier, set[Identifier]] = {}
+    """Return the identifiers that are seen with too many values of a limit-1 namespace: a kiosk's cookie, say.
+
+    The values of each namespace count alone: one person may have a user id and a customer number.
+    """
+    owners: dict[tuple[Identifier, str], set[str]] = {}
     for link in links:
         for one, other in (link.pair, link.pair[::-1]):
             if rules[one.namespace].limit != 1 and rules[other.namespace].limit == 1 and not rules.blocks(other):
-                owners.setdefault(one, set()).add(other)
-    return {one for one, found in owners.items() if 0 < rules[one.namespace].shared_after < len(found)}
+                owners.setdefault((one, other.namespace), set()).add(other.value)
+    return {one for (one, _), found in owners.items() if 0 < rules[one.namespace].shared_after < len(found)}
 
 
 def _blocked(identifiers: Iterable[Identifier], links: Sequence[Link], rules: Ruleset) -> dict[Identifier, str]:

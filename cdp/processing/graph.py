@@ -143,7 +143,10 @@ def _take_unmerges(connection: Connection, whole: Whole, ids: Sequence[int]) -> 
 
 
 def blocked(connection: Connection, rules: Ruleset) -> tuple[dict[Identifier, str], set[UUID]]:
-    """Return which of the identifiers that are marked as blocked are so under these rules, and why; their profiles."""
+    """Return which of the identifiers that are marked as blocked are so under these rules, and why.
+
+    With them come the profiles of those for which nothing changes at all.
+    """
     marked = connection.execute("SELECT id FROM customer_profiles WHERE standing = %s ORDER BY id", [BLOCKED])
     found, profiles = {}, set[UUID]()
     for (profile,) in marked.fetchall():
@@ -152,7 +155,8 @@ def blocked(connection: Connection, rules: Ruleset) -> tuple[dict[Identifier, st
         for one in whole.rows:
             if why := clusters.BLOCKED_VALUE if rules.blocks(one) else clusters.SHARED if one in shared else "":
                 found[one] = why
-                profiles.add(profile)
+                if all(link.refused == why for link in whole.links.values()):
+                    profiles.add(profile)
     return found, profiles
 
 

@@ -170,13 +170,16 @@ class Pipeline:
 
         `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
         `tells_splits` is false where a decision of the caller's says that somebody was split.
-        `still` are the identifiers that rules block which were just changed. Raced where another process merges one
-        of them meanwhile.
+        `still` are the identifiers that rules block which were just changed. Raced where another process changes who
+        is who meanwhile: then it is to be done again, in another transaction.
         """
         store.hold_rules(connection)
         batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
-        people = batch.resolver.hold(profiles, still)
-        batch.resolver.look_at_all(people, reason, author=author, still=still)
+        try:
+            people = batch.resolver.hold(profiles, still)
+            batch.resolver.look_at_all(people, reason, author=author, still=still)
+        except Wider as wider:
+            raise store.Raced("More people were joined to these meanwhile.") from wider
         if not tells_splits:
             batch.resolver.decisions = [one for one in batch.resolver.decisions if one.kind != "split"]
         batch.rows = [(fact, None) for fact in facts]

@@ -109,8 +109,11 @@ class Resolver:
     def hold(self, profiles: Iterable[uuid.UUID], still: Mapping[Identifier, str] | None) -> list[Person]:
         """Lock profiles, and all that hang together with them, and return them; `still` is as in `graph.load`."""
         wanted = set(profiles)
-        whole = graph.closure(self._connection, list(wanted), self._rules, still)
-        people = self._locked(wanted | {row.profile for row in whole.rows.values()})
+        around = graph.closure(self._connection, wanted, self._rules, still).inside
+        if store.any_blocked(self._connection, around):
+            # Batches remember, and do not lock, who stands for nobody: those at work end first, later ones look again.
+            store.change_rules(self._connection)
+        people = self._locked(around)
         return [people[one] for one in wanted]
 
     def row_ids(self) -> dict[Identifier, int]:
@@ -345,13 +348,14 @@ class Resolver:
         links |= {one.link.pair: one.link for one in news}
         everyone = {one for person in mine for one in person.identifiers()}
         # What the batch itself brought upon blocked identifiers leads to them as stored links do.
-        whole.blocked |= {
+        brought = {
             end: one.refused
             for one in links.values()
             if one.refused in BLOCKING
             for end in one.pair
             if end not in everyone
         }
+        whole.blocked = brought | whole.blocked
         found = clusters.derive(everyone, links.values(), self._rules, whole.unmerges, whole.blocked)
         held = _Split(whole, found, {one: person for person in mine for one in person.identifiers()})
         self._row_ids |= whole.ids
@@ -369,9 +373,9 @@ class Resolver:
         whole = graph.Whole()
         while True:
             graph.load(self._connection, self._stored(people), self._rules, still, whole)
-            missing = whole.neighbours - self._people.keys()
-            if missing:
-                raise Wider(missing)
+            if whole.neighbours - self._people.keys():
+                around = graph.closure(self._connection, whole.inside, self._rules, still)
+                raise Wider(around.inside)
             if not whole.neighbours:
                 return whole, people
             people |= {self._people[one].root() for one in whole.neighbours}

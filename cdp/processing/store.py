@@ -129,6 +129,20 @@ def hold_rules(connection: Connection) -> None:
     connection.execute("SELECT pg_advisory_xact_lock_shared(%s)", [RULES_LOCK])
 
 
+def change_rules(connection: Connection) -> None:
+    """Let nobody be at work under what was true before this transaction, nor remember it afterwards."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [RULES_LOCK])
+    connection.execute("UPDATE cdp_definitionversion SET version = version + 1")
+
+
+def any_blocked(connection: Connection, profiles: Iterable[UUID]) -> bool:
+    """Tell whether one of these profiles is marked as standing for nobody."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM customer_profiles WHERE id = ANY(%s) AND standing = %s)", [list(profiles), BLOCKED]
+    ).fetchone()
+    return bool(row and row[0])
+
+
 def sources(connection: Connection) -> dict[int, SourceRow]:
     """Return all sources by id."""
     rows = connection.execute("SELECT id, kind, rules::text FROM cdp_source")
