@@ -32,9 +32,12 @@ ALTER TABLE event_stream ALTER COLUMN profile_id DROP NOT NULL;
 def first_rules(apps, schema_editor):
     """Put down the rules that counted so far, and what they refused."""
     now = datetime.now(UTC)
+    # People there are already were made in the order in which their events came: a job looks at them again.
+    past = apps.get_model("cdp", "Profile").objects.exists()
     apps.get_model("cdp", "IdentityRules").objects.create(
-        status="applied", namespaces=FIRST_RULES, note="As from the start", created_at=now, applied_at=now
-    )
+        status="applying" if past else "applied", namespaces=FIRST_RULES, note="As from the start", created_at=now,
+        applied_at=None if past else now,
+    )  # fmt: skip
     schema_editor.execute(BEFORE)
 
 

@@ -446,7 +446,7 @@ class Resolver:
 
     def _settle(self, held: _Split, person: Person, cluster: set[Identifier], standing: int) -> None:
         """Let a person be exactly these identifiers, with the state that these have built."""
-        before = {one for one, who in held.of.items() if who is person}
+        before = held.had.get(person, set())
         if cluster == before and person.standing == standing:
             return
         self.changed[person] = None
@@ -468,8 +468,8 @@ class Resolver:
         self, held: _Split, taken: Mapping[Person, set[Identifier]], of: Mapping[Identifier, Person], reason: str,
         author: str,
     ) -> None:  # fmt: skip
-        left = {who: [one for one, its in held.of.items() if its is who] for who in set(held.of.values())}
-        for person, identifiers in left.items():
+        for person, had in held.had.items():
+            identifiers = sorted(had)
             if person not in taken:
                 heir = of[
                     min(identifiers, key=lambda one: (self._rules[one.namespace].priority, held.row_id(one), one))
@@ -490,10 +490,13 @@ class Resolver:
 
 
 class _Split:
-    """What the rules made of some people: `of` says who an identifier was before."""
+    """What the rules made of some people: `of` says who an identifier was before, `had` what somebody was."""
 
     def __init__(self, whole: graph.Whole, found: clusters.Clusters, of: Mapping[Identifier, Person]) -> None:
         self.whole, self.found, self.of = whole, found, of
+        self.had: dict[Person, set[Identifier]] = {}
+        for identifier, person in of.items():
+            self.had.setdefault(person, set()).add(identifier)
 
     def mine(self) -> list[set[Identifier]]:
         """The clusters, without blocked identifiers of others, stored or new in this batch."""
