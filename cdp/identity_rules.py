@@ -191,7 +191,7 @@ def _looked(driver: store.Connection, rules: Ruleset, progress: Callable[[int, i
 
 def _compare(whole: graph.Whole, rules: Ruleset, outcome: Outcome) -> int:
     """Count what becomes of people that hang together; return the size of the largest."""
-    found = clusters.derive(whole.rows, whole.links.values(), rules, whole.unmerges, whole.blocked)
+    found = clusters.derive(whole.rows, whole.links.values(), rules, whole.unmerges, blocked=whole.blocked)
     made = [one & whole.rows.keys() for one in found.clusters if one & whole.rows.keys()]
     became: dict[UUID, list[set[Any]]] = {}
     for cluster in made:
@@ -336,7 +336,7 @@ def _progress(done: Outcome, of: int) -> dict[str, Any]:
 def _rebuilt(
     pipeline: Pipeline, profiles: Sequence[UUID], still: Mapping[Identifier, str], author: str, done: Outcome
 ) -> set[UUID]:
-    """Make people anew in a transaction of their own; return whose profiles that were."""
+    """Make people anew in a transaction of their own; return whose profiles they are now."""
     for _ in range(RACES):
         try:
             with transaction.atomic():
@@ -349,7 +349,7 @@ def _rebuilt(
                 transaction.on_commit(partial(showing.show, applied), robust=True)
             done.split += applied.splits
             done.merged += len(applied.merged)
-            return {*living, *(profile for profile, _, _ in applied.documents)}
+            return set(living)
         except (store.Raced, psycopg.errors.DeadlockDetected):
             continue
     raise unmerging.Busy("Others are changing the same people all the time. It goes on later.", retry_after=30)

@@ -7,7 +7,7 @@ or a person who took them apart, forbid it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -150,20 +150,26 @@ def derive(
     links: Iterable[Link],
     rules: Ruleset,
     unmerges: Sequence[Unmerge] = (),
+    *,
     blocked: Mapping[Identifier, str] | None = None,
+    beyond: Set[Identifier] = frozenset(),
 ) -> Clusters:
     """Return the clusters of identifiers (those of the links and sides included).
 
-    `blocked` are identifiers known to stand for nobody, not all of whose links are given.
+    `blocked` are identifiers known to stand for nobody, not all of whose links are given. `beyond` are those of
+    people who are not looked at: they are in no cluster, and what is refused of links to them stands.
     """
     links = list(links)
-    everyone = set(identifiers).union(*(link.pair for link in links), *(one.sides for one in unmerges))
+    everyone = set(identifiers).union(*(link.pair for link in links), *(one.sides for one in unmerges)) - beyond
     blocked = _blocked(everyone, links, rules) | dict(blocked or {})
     forest = _Forest(rules, unmerges)
     for unmerge in sorted(unmerges, key=lambda one: (one.at_us, sorted(one.sides.items()))):
-        _hold_together(forest, unmerge, blocked)
+        _hold_together(forest, unmerge, blocked.keys() | beyond)
     refused = {}
     for link in sorted(links, key=lambda one: order(rules, one)):
+        if not beyond.isdisjoint(link.pair):
+            refused[link.pair] = link.refused
+            continue
         why = blocked.get(link.left) or blocked.get(link.right)
         refused[link.pair] = why or forest.join(link.left, link.right)
     return Clusters(forest.clusters(everyone), refused, blocked)
@@ -189,11 +195,11 @@ def _blocked(identifiers: Iterable[Identifier], links: Sequence[Link], rules: Ru
     return found
 
 
-def _hold_together(forest: _Forest, unmerge: Unmerge, blocked: Mapping[Identifier, str]) -> None:
+def _hold_together(forest: _Forest, unmerge: Unmerge, without: Set[Identifier]) -> None:
     """Join what a person said to be one side, as far as the rules and other people's decisions let it."""
     for side in sorted(set(unmerge.sides.values())):
         heads: list[Identifier] = []
-        for one in sorted(one for one, its in unmerge.sides.items() if its == side and one not in blocked):
+        for one in sorted(one for one, its in unmerge.sides.items() if its == side and one not in without):
             if not any(not forest.join(head, one) for head in heads):
                 heads.append(one)
 

@@ -57,8 +57,9 @@ class Whole:
     """
 
     rows: dict[Identifier, Row] = field(default_factory=dict)
-    # Of all identifiers that are met, those of neighbours too.
+    # Of all identifiers that are met, those of neighbours too: their row ids and their profiles.
     ids: dict[Identifier, int] = field(default_factory=dict)
+    of: dict[Identifier, UUID] = field(default_factory=dict)
     links: dict[Pair, Link] = field(default_factory=dict)
     unmerges: list[Unmerge] = field(default_factory=list)
     neighbours: set[UUID] = field(default_factory=set)
@@ -89,6 +90,7 @@ def load(
         identifier = Identifier(namespace, value)
         whole.rows[identifier] = Row(row_id, profile, origin)
         whole.ids[identifier] = row_id
+        whole.of[identifier] = profile
         ids.append(row_id)
     for row in connection.execute(_LINKS, {"ids": ids}):
         _take_link(whole, row, lambda one: _why_blocked(one, rules, still))
@@ -125,6 +127,7 @@ def _take_link(whole: Whole, row: Sequence[Any], why_blocked: Callable[[Identifi
     whole.links[link.pair] = link
     for identifier, row_id, profile, standing in ends:
         whole.ids[identifier] = row_id
+        whole.of[identifier] = profile
         if profile in whole.inside:
             continue
         if standing == BLOCKED and (why := why_blocked(identifier)):
@@ -137,7 +140,9 @@ def _take_unmerges(connection: Connection, whole: Whole, ids: Sequence[int]) -> 
     found = {one.id: one for one in whole.unmerges}
     for decision, at, namespace, value, side, profile in connection.execute(_UNMERGES, [ids]):
         unmerge = found.setdefault(decision, Unmerge(decision, clock.to_us(at), {}))
-        unmerge.sides[Identifier(namespace, value)] = side
+        identifier = Identifier(namespace, value)
+        unmerge.sides[identifier] = side
+        whole.of[identifier] = profile
         whole.neighbours.add(profile)
     whole.unmerges = list(found.values())
 

@@ -174,12 +174,18 @@ class Pipeline:
         is who meanwhile: then it is to be done again, in another transaction.
         """
         store.hold_rules(connection)
-        batch = _Batch(connection, self._current_rules(connection), store.database_now_us(connection))
-        try:
-            people = batch.resolver.hold(profiles, still)
-            batch.resolver.look_at_all(people, reason, author=author, still=still)
-        except Wider as wider:
-            raise store.Raced("More people were joined to these meanwhile.") from wider
+        rules, now_us = self._current_rules(connection), store.database_now_us(connection)
+        also = set[uuid.UUID]()
+        while True:
+            batch = _Batch(connection, rules, now_us)
+            try:
+                with connection.transaction():
+                    people = batch.resolver.hold(profiles, also)
+                    batch.resolver.look_at_all(people, reason, author=author, still=still)
+                    break
+            except Wider as wider:
+                # Begun again, so that all locks are taken in their one order.
+                also |= wider.profiles
         if not tells_splits:
             batch.resolver.decisions = [one for one in batch.resolver.decisions if one.kind != "split"]
         batch.rows = [(fact, None) for fact in facts]

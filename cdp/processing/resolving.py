@@ -18,6 +18,7 @@ from cdp.processing import clusters, graph, registers, store
 from cdp.processing.clusters import BLOCKING, Evidence, Link, Ruleset, Unmerge, paired
 from cdp.processing.decode import Message
 from cdp.processing.identity import USER_ID, Identifier
+from cdp.processing.looking import Brought, Looked, look
 from cdp.processing.people import BLOCKED, CONTESTED, SETTLED, Decision, Person
 from cdp.processing.traits import Folder
 
@@ -106,10 +107,10 @@ class Resolver:
         self._note_aliases(messages)
         self._bring(sorted(news.values(), key=lambda one: clusters.order(self._rules, one.link)))
 
-    def hold(self, profiles: Iterable[uuid.UUID], still: Mapping[Identifier, str] | None) -> list[Person]:
-        """Lock profiles, and all that hang together with them, and return them; `still` is as in `graph.load`."""
+    def hold(self, profiles: Iterable[uuid.UUID], also: Iterable[uuid.UUID] = ()) -> list[Person]:
+        """Lock profiles and return them; `also` are profiles to lock beside them."""
         wanted = set(profiles)
-        around = graph.closure(self._connection, wanted, self._rules, still).inside
+        around = wanted.union(also)
         if store.any_blocked(self._connection, around):
             # Batches remember, and do not lock, who stands for nobody: those at work end first, later ones look again.
             store.change_rules(self._connection)
@@ -343,42 +344,35 @@ class Resolver:
 
         Who splits off gets the profile back that it had first, or a new one; who stays keeps theirs.
         """
-        whole, mine = self._closure(set(people), still)
-        links = whole.links | {pair: one for pair, one in self.links.items() if self._concerns(pair, mine)}
-        links |= {one.link.pair: one.link for one in news}
-        everyone = {one for person in mine for one in person.identifiers()}
-        # What the batch itself brought upon blocked identifiers leads to them as stored links do.
-        brought = {
-            end: one.refused
-            for one in links.values()
-            if one.refused in BLOCKING
-            for end in one.pair
-            if end not in everyone
-        }
-        whole.blocked = brought | whole.blocked
-        found = clusters.derive(everyone, links.values(), self._rules, whole.unmerges, whole.blocked)
-        held = _Split(whole, found, {one: person for person in mine for one in person.identifiers()})
+        brought = Brought(
+            {one: self._root(one).id for one in self.new_identifiers},
+            self.links | {one.link.pair: one.link for one in news},
+        )
+        whole = graph.Whole()
+        looked = look(
+            whole,
+            {one.id for one in people},
+            lambda some: graph.load(self._connection, self._stored_as(some), self._rules, still, whole),
+            self._rules,
+            brought=brought,
+            root=lambda profile: self._people[profile].root().id if profile in self._people else profile,
+        )
+        if unlocked := whole.inside - self._people.keys():
+            # Locks are taken in one order only, or processes would block each other.
+            raise Wider(unlocked)
+        held = _Split(whole, looked, {one.root().id: one.root() for one in self._people.values()})
         self._row_ids |= whole.ids
-        self._note_verdicts(held, links, {one.link.pair: one for one in news})
+        self._note_verdicts(held, looked.links, {one.link.pair: one for one in news})
         self._give_out(held, reason, author)
 
     def _concerns(self, pair: Pair, people: set[Person]) -> bool:
         return any(one in self.of and self._root(one) in people for one in pair)
 
-    def _closure(self, people: set[Person], still: Mapping[Identifier, str] | None) -> tuple[graph.Whole, set[Person]]:
-        """Load everything that hangs together by links and unmerges; blocked identifiers hold nothing.
-
-        Wider where some of it is not locked: locks are taken in one order only, or processes would block each other.
-        """
-        whole = graph.Whole()
-        while True:
-            graph.load(self._connection, self._stored(people), self._rules, still, whole)
-            if whole.neighbours - self._people.keys():
-                around = graph.closure(self._connection, whole.inside, self._rules, still)
-                raise Wider(around.inside)
-            if not whole.neighbours:
-                return whole, people
-            people |= {self._people[one].root() for one in whole.neighbours}
+    def _stored_as(self, profiles: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+        """Return the profiles that these have become part of, as PostgreSQL knows them."""
+        wanted = set(profiles)
+        mine = [key for key, one in self._people.items() if not one.is_new and one.root().id in wanted]
+        return mine + [one for one in wanted if one not in self._people]
 
     def _note_verdicts(self, held: _Split, links: Mapping[Pair, Link], news: Mapping[Pair, News]) -> None:
         """Note what became of each link: new ones with it, stored ones where it changed."""
@@ -492,11 +486,10 @@ class Resolver:
 class _Split:
     """What the rules made of some people: `of` says who an identifier was before, `had` what somebody was."""
 
-    def __init__(self, whole: graph.Whole, found: clusters.Clusters, of: Mapping[Identifier, Person]) -> None:
-        self.whole, self.found, self.of = whole, found, of
-        self.had: dict[Person, set[Identifier]] = {}
-        for identifier, person in of.items():
-            self.had.setdefault(person, set()).add(identifier)
+    def __init__(self, whole: graph.Whole, looked: Looked, people: Mapping[uuid.UUID, Person]) -> None:
+        self.whole, self.found = whole, looked.found
+        self.had = {people[profile]: identifiers for profile, identifiers in looked.had.items()}
+        self.of = {one: person for person, identifiers in self.had.items() for one in identifiers}
 
     def mine(self) -> list[set[Identifier]]:
         """The clusters, without blocked identifiers of others, stored or new in this batch."""
