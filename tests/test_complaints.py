@@ -1,5 +1,7 @@
 """What users of other platforms complain of in their profiles: each a test of ours, named for it."""
 
+from contextlib import closing
+
 import pytest
 
 from cdp import lookup, timeline, unmerging
@@ -141,6 +143,24 @@ def test_one_hot_identifier_neither_merges_its_people_nor_stalls_the_rest(core):
     refusals = core.rows("SELECT reason, profile_id FROM cdp_identitydecision WHERE kind = 'refusal'")
     assert [row["reason"] for row in refusals] == ["shared_identifier"]
     assert refusals[0]["profile_id"] == core.profile("anonymous_id:kiosk")["id"]
+
+
+def test_people_who_hang_together_by_shared_devices_stall_only_their_neighbours(core):
+    """A thousand people, each of whom shares a device with the next one."""
+    shop = core.source("browser", {"refused_namespaces": []})
+    for start in range(0, 1000, 100):
+        numbers = range(start, start + 100)
+        core.apply(*(message(userId=f"u{one:04}", anonymousId=f"d{one:04}") for one in numbers), source=shop)
+        core.apply(*(message(userId=f"u{one + 1:04}", anonymousId=f"d{one:04}") for one in numbers), source=shop)
+    assert core.rows("SELECT count(*) AS n FROM customer_profiles WHERE standing = 1") == [{"n": 1001}]
+    own = [core.profile(f"user_id:u{one:04}")["id"] for one in range(498, 504)]
+    # While somebody holds all the others, a server says whose one device is: nobody waits.
+    with closing(Core(core.url, has_source=True)) as other, core.writer.transaction():
+        core.writer.execute("SELECT FROM customer_profiles WHERE id <> ALL(%s) FOR UPDATE", [own])
+        other.writer.execute("SET lock_timeout = '2s'")
+        other.apply(message(userId="u0501", anonymousId="d0500"))
+    assert same(core, "user_id:u0501", "anonymous_id:d0500", "anonymous_id:d0501")
+    assert core.profile("user_id:u0500")["identity_graph"] == {"user_id": ["u0500"]}
 
 
 def test_a_browser_key_that_backdates_an_edge_wins_nothing(core):
