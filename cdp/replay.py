@@ -282,7 +282,7 @@ class _Comparison:
         self._compare("registers", where, held[0], given)
         self._compare("trait states", where, _known(held[1], self.reading.rules), known)
         self._compare("traits", where, held[2], registers.present(given))
-        self._compare("computed traits", where, held[3], folder.present(states))
+        self._compare("computed traits", where, held[3], folder.present(states, self._now_us))
         self._compare("consent", where, held[5], registers.present_consent(given))
         self._compare("identity graphs", where, _sorted(held[4]), {one: sorted(graph[one]) for one in graph})
 

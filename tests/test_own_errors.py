@@ -16,14 +16,14 @@ from cdp.engines import careful, local
 from cdp.engines.local import LocalEngine
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Event, encode_entry
-from cdp.processing import traits
+from cdp.processing import kinds
 from cdp.processing.failures import Failures, Halted
 from martech.lib import clock
 from tests.platform import append, message
 from tests.running import ROOT, wait_until
 
 
-class Breaking(traits.Count):
+class Breaking(kinds.Count):
     """A kind of trait with a bug: it cannot take events called Bug, and dies of those called Death."""
 
     def lift(self, event, value):
@@ -35,7 +35,7 @@ class Breaking(traits.Count):
 @pytest.fixture
 def buggy(core, monkeypatch):
     """Return the core with a definition whose kind has a bug."""
-    monkeypatch.setitem(traits.KINDS, "breaking", Breaking())
+    monkeypatch.setitem(kinds.KINDS, "breaking", Breaking())
     define(core, "breaking")
     return core
 
@@ -142,15 +142,15 @@ def test_a_halted_processor_says_why_and_goes_on_once_the_cause_is_mended(config
 
 PROCESSOR = """
 import os, sys
-from cdp.processing import decode, traits
+from cdp.processing import decode, kinds
 
-class Deadly(traits.Count):
+class Deadly(kinds.Count):
     def lift(self, event, value):
         if event.name == "Death":
             os._exit(1)
         return super().lift(event, value)
 
-traits.KINDS["deadly"] = Deadly()
+kinds.KINDS["deadly"] = Deadly()
 from django.core.management import execute_from_command_line
 os.environ["DJANGO_SETTINGS_MODULE"] = "martech.settings"
 execute_from_command_line(["manage.py", "process_events", "--drain"])

@@ -529,7 +529,7 @@ class _Batch:
                 person,
                 _encode(person.graph),
                 _encode(registers.present(person.registers)),
-                _encode(folder.present(person.states)),
+                _encode(folder.present(person.states, self.now_us)),
                 bytes(registers.present_consent(person.registers)),
             )
             for person in changed

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Raw
 
-from cdp.processing.traits import EXACT, MAX_EXPONENT
+from cdp.processing.kinds import EXACT, MAX_EXPONENT
 from martech.lib import clock
 
 # Elements of a union that are kept, removed ones among them: those whose hash is smallest, so that a cap still joins.

@@ -1,105 +1,55 @@
-"""Computed traits as commutative monoids: `lift` an event, `combine` two states, `present` the value.
+"""Computed traits: definitions that are data, made ready to fold events with.
 
-Pure functions over definitions that are data. Whatever order events come in, and however they are split
-over batches, identifiers or engines, the combined state is the same (design: law 4).
+A definition says which events count (type, name, conditions on their properties), what is made of them (a kind of
+`cdp.processing.kinds`), and perhaps in which window: then its state is one state of its kind for each bucket of time,
+and the value falls as buckets leave the window, without any event.
 """
 
 from __future__ import annotations
 
 import decimal
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Raw
 
+from cdp.processing.conditions import Condition, Predicate, UnfitCondition, conditions, predicate
 from cdp.processing.decode import Message
-from martech.lib import clock
-from martech.lib.errors import ConfigurationError
-
-# Sums stay exact: what is taken in has at most 60 digits on either side of the point, so 2^63 of them fit.
-MAX_EXPONENT = 60
-EXACT = decimal.Context(prec=200, traps=[decimal.Inexact, decimal.InvalidOperation])
+from cdp.processing.kinds import DAY_US, KINDS, Kind
+from martech.lib.errors import ConfigurationError, PermanentError
 
 States = dict[str, Any]
 
-
-class Kind(ABC):
-    """A kind of computed trait. States are JSON values; a kind may take back what JSON made of them."""
-
-    options: ClassVar[frozenset[str]] = frozenset()
-
-    @abstractmethod
-    def lift(self, message: Message, value: Any) -> Any:
-        """Return the state of one event, None where it does not count. `value` is the option's property, if any."""
-
-    @abstractmethod
-    def combine(self, left: Any, right: Any) -> Any:
-        """Return the state of both: commutative and associative."""
-
-    @abstractmethod
-    def present(self, state: Any) -> Any:
-        """Return the value that readers see, as something JSON can hold."""
+OPTIONS = frozenset({"property", "conditions", "window"})
+GRAINS_US = {"m": 60_000_000, "h": 3_600_000_000, "d": DAY_US}
+# Each bucket of a window costs a state of its own.
+MOST_BUCKETS = 400
+# Of events whose traits are remembered by type and name; others are looked for each time.
+MOST_NAMES = 10_000
+_WINDOW = re.compile(r"([1-9]\d{0,3})([mhd])", re.ASCII)
 
 
-class Count(Kind):
-    """How many events."""
+class UnfitTrait(PermanentError):
+    """A definition that cannot be."""
 
-    def lift(self, message: Message, value: Any) -> Any:
-        return 1
-
-    def combine(self, left: Any, right: Any) -> Any:
-        return left + right
-
-    def present(self, state: Any) -> Any:
-        return state
+    code = "unfit_trait"
 
 
-class FirstTime(Kind):
-    """When the earliest event happened; the state is in microseconds since 1970."""
+class Window(NamedTuple):
+    """The last so many buckets of time, each of a grain (µs), in UTC, the one under way among them."""
 
-    def lift(self, message: Message, value: Any) -> Any:
-        return message.occurred_us
+    grain_us: int
+    buckets: int
 
-    def combine(self, left: Any, right: Any) -> Any:
-        return min(left, right)
+    def bucket(self, at_us: int) -> int:
+        """Return the number of the bucket that an instant is in."""
+        return at_us // self.grain_us
 
-    def present(self, state: Any) -> Any:
-        return clock.isoformat_us(state)
-
-
-class LastTime(FirstTime):
-    """When the latest event happened."""
-
-    def combine(self, left: Any, right: Any) -> Any:
-        return max(left, right)
-
-
-class Sum(Kind):
-    """The exact decimal sum of a numeric property; the state is a decimal's text."""
-
-    options = frozenset({"property"})
-
-    def lift(self, message: Message, value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, (int, decimal.Decimal)):
-            return None
-        number = decimal.Decimal(value)
-        exponent = number.as_tuple().exponent
-        if not isinstance(exponent, int) or exponent < -MAX_EXPONENT or number.adjusted() > MAX_EXPONENT:
-            return None
-        return number
-
-    def combine(self, left: Any, right: Any) -> Any:
-        return EXACT.add(decimal.Decimal(left), decimal.Decimal(right))
-
-    def present(self, state: Any) -> Any:
-        text = f"{decimal.Decimal(state):f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-        return Raw((text if text != "-0" else "0").encode())
-
-
-KINDS: dict[str, Kind] = {"count": Count(), "first_time": FirstTime(), "last_time": LastTime(), "sum": Sum()}
+    def oldest(self, now_us: int) -> int:
+        """Return the number of the oldest bucket that counts at an instant."""
+        return self.bucket(now_us) - self.buckets + 1
 
 
 class Definition(msgspec.Struct, frozen=True):
@@ -118,55 +68,173 @@ class Definition(msgspec.Struct, frozen=True):
         """Under which its state is kept: a new version starts a state of its own."""
         return f"{self.id}.{self.version}"
 
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names that lead to its property's value; empty where it has none."""
+        return tuple(self.options["property"].split(".")) if "property" in self.options else ()
+
+    @property
+    def window(self) -> Window | None:
+        """Its window, None where all of history counts."""
+        return window_of(self.options["window"]) if "window" in self.options else None
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What events have to be like."""
+        return conditions(self.options.get("conditions", []))
+
+
+def window_of(text: Any) -> Window:
+    """Return the window that a text such as `30d`, `12h` or `90m` says; UnfitTrait."""
+    found = _WINDOW.fullmatch(text) if isinstance(text, str) else None
+    if found is None or int(found[1]) > MOST_BUCKETS:
+        raise UnfitTrait(
+            f"A window is a number up to {MOST_BUCKETS} and m, h or d, such as 30d; the unit is its grain."
+        )
+    return Window(GRAINS_US[found[2]], int(found[1]))
+
+
+def check(kind: str, options: Any) -> None:
+    """Do nothing where a definition can be; UnfitTrait and UnfitCondition say what is wrong with it."""
+    if kind not in KINDS:
+        raise UnfitTrait(f"'{kind}' is no kind of trait. Known: {', '.join(sorted(KINDS))}.")
+    if not isinstance(options, Mapping) or (unknown := sorted(set(options) - OPTIONS)):
+        what = f"unknown: {', '.join(map(str, unknown))}" if isinstance(options, Mapping) else "not an object"
+        raise UnfitTrait(f"Options are {', '.join(sorted(OPTIONS))}: {what}.")
+    named = options.get("property")
+    if KINDS[kind].needs_property and (not isinstance(named, str) or not all(named.split("."))):
+        raise UnfitTrait(f"The kind {kind} needs a property: a name, or names with dots between them.")
+    if not KINDS[kind].needs_property and named is not None:
+        raise UnfitTrait(f"The kind {kind} takes no property.")
+    conditions(options.get("conditions", []))
+    if "window" in options:
+        window_of(options["window"])
+
+
+class Trait:
+    """A definition made ready: lifts, combines and presents its states."""
+
+    def __init__(self, definition: Definition) -> None:
+        check(definition.kind, definition.options)
+        self.name, self.key = definition.name, definition.key
+        self.kind: Kind = KINDS[definition.kind]
+        self.window = definition.window
+        self.path = definition.path
+        self.conditions: list[tuple[tuple[str, ...], Predicate]] = [
+            (one.path, predicate(one)) for one in definition.conditions
+        ]
+        # The properties it looks at, by the first names of their paths.
+        self.names = {path[0] for path in (self.path, *(path for path, _ in self.conditions)) if path}
+
+    def lift(self, message: Message, properties: Any) -> Any:
+        """Return the state of one event, None where it does not count."""
+        for path, holds in self.conditions:
+            if not holds(_walk(properties, path), message.occurred_us):
+                return None
+        lifted = self.kind.lift(message, _walk(properties, self.path) if self.path else None)
+        if lifted is None or self.window is None:
+            return lifted
+        return {str(self.window.bucket(message.occurred_us)): lifted}
+
+    def combine(self, left: Any, right: Any) -> Any:
+        """Return the state of both."""
+        if self.window is None:
+            return self.kind.combine(left, right)
+        combined = dict(left)
+        for bucket, state in right.items():
+            combined[bucket] = self.kind.combine(combined[bucket], state) if bucket in combined else state
+        return combined
+
+    def live(self, state: Any, now_us: int) -> Any:
+        """Return what of a state still counts at an instant, None where nothing does."""
+        if self.window is None:
+            return state
+        oldest = self.window.oldest(now_us)
+        return {bucket: one for bucket, one in state.items() if int(bucket) >= oldest} or None
+
+    def present(self, state: Any, now_us: int) -> Any:
+        """Return the value at an instant, None where there is none."""
+        if self.window is None:
+            return self.kind.present(state, now_us)
+        oldest = self.window.oldest(now_us)
+        live = [one for bucket, one in state.items() if int(bucket) >= oldest]
+        return self.kind.present(reduce(self.kind.combine, live), now_us) if live else None
+
+    def due(self, state: Any, now_us: int) -> int | None:
+        """Return when (µs, after `now_us`) the value may change by itself, None where only events change it."""
+        if self.window is None:
+            return self.kind.due(state, now_us)
+        live = self.live(state, now_us)
+        if live is None:
+            return None
+        leaves = (min(map(int, live)) + self.window.buckets) * self.window.grain_us
+        changes = self.kind.due(reduce(self.kind.combine, live.values()), now_us)
+        return leaves if changes is None else min(leaves, changes)
+
 
 class Folder:
     """Definitions made ready to fold events with."""
 
     def __init__(self, definitions: Sequence[Definition]) -> None:
-        self.kinds = {definition.key: _kind(definition) for definition in definitions}
-        self._named = sorted((definition.name, definition.key) for definition in definitions)
-        self._matchers = [
-            (definition.event_type, definition.event_name, definition.key, _path(definition), _kind(definition))
-            for definition in definitions
-        ]
-        self._properties = _property_decoder({path[0] for _, _, _, path, _ in self._matchers if path})
+        self.kinds = {definition.key: _trait(definition) for definition in definitions}
+        self._named = sorted(((one.name, key) for key, one in self.kinds.items()))
+        self._matchers = [(one.event_type, one.event_name, self.kinds[one.key]) for one in definitions]
+        self._properties = _property_decoder(set().union(*(one.names for one in self.kinds.values())))
+        # By type and name of an event, those that it may count for.
+        self._matching: dict[tuple[str, str], list[Trait]] = {}
 
     def fold(self, states: States, message: Message) -> None:
         """Add an event to `states`."""
         decoded = None
-        for event_type, event_name, key, path, kind in self._matchers:
-            if (event_type and event_type != message.type) or (event_name and event_name != message.name):
-                continue
-            if path and decoded is None:
+        for trait in self._matching_of(message.type, message.name):
+            if trait.names and decoded is None:
                 decoded = self._properties.decode(message.properties)
-            lifted = kind.lift(message, _walk(decoded, path) if path else None)
+            lifted = trait.lift(message, decoded)
             if lifted is not None:
-                states[key] = kind.combine(states[key], lifted) if key in states else lifted
+                key = trait.key
+                states[key] = trait.combine(states[key], lifted) if key in states else lifted
+
+    def _matching_of(self, event_type: str, event_name: str) -> list[Trait]:
+        found = self._matching.get((event_type, event_name))
+        if found is None:
+            found = [
+                trait
+                for wanted_type, wanted_name, trait in self._matchers
+                if wanted_type in ("", event_type) and wanted_name in ("", event_name)
+            ]
+            if len(self._matching) < MOST_NAMES:
+                self._matching[event_type, event_name] = found
+        return found
 
     def combine(self, left: States, right: States) -> States:
         """Return the states of both; a state whose definition is gone is kept from the left."""
         combined = dict(left)
         for key, state in right.items():
-            kind = self.kinds.get(key)
-            combined[key] = kind.combine(combined[key], state) if kind and key in combined else state
+            trait = self.kinds.get(key)
+            combined[key] = trait.combine(combined[key], state) if trait and key in combined else state
         return combined
 
-    def present(self, states: States) -> dict[str, Any]:
-        """Return the computed traits that readers see: values by name."""
-        return {name: self.kinds[key].present(states[key]) for name, key in self._named if key in states}
+    def live(self, states: States, now_us: int) -> States:
+        """Return what of states still counts at an instant (µs), without those whose definition is gone."""
+        found = ((key, self.kinds[key].live(state, now_us)) for key, state in states.items() if key in self.kinds)
+        return {key: state for key, state in found if state is not None}
+
+    def present(self, states: States, now_us: int) -> dict[str, Any]:
+        """Return the computed traits that readers see at an instant (µs): values by name."""
+        shown = ((name, self.kinds[key].present(states[key], now_us)) for name, key in self._named if key in states)
+        return {name: value for name, value in shown if value is not None}
+
+    def due(self, states: States, now_us: int) -> int | None:
+        """Return when (µs) the first value may change by itself, None where only events change them."""
+        found = [self.kinds[key].due(state, now_us) for key, state in states.items() if key in self.kinds]
+        return min((at for at in found if at is not None), default=None)
 
 
-def _kind(definition: Definition) -> Kind:
-    if definition.kind not in KINDS:
-        known = ", ".join(sorted(KINDS))
-        raise ConfigurationError(
-            f"The trait {definition.name} is of the unknown kind '{definition.kind}'. Known: {known}."
-        )
-    return KINDS[definition.kind]
-
-
-def _path(definition: Definition) -> tuple[str, ...]:
-    return tuple(definition.options["property"].split(".")) if "property" in definition.options else ()
+def _trait(definition: Definition) -> Trait:
+    try:
+        return Trait(definition)
+    except (UnfitTrait, UnfitCondition) as error:
+        raise ConfigurationError(f"The computed trait {definition.name} cannot be used: {error}") from error
 
 
 def _walk(decoded: Any, path: tuple[str, ...]) -> Any:
@@ -176,8 +244,8 @@ def _walk(decoded: Any, path: tuple[str, ...]) -> Any:
     return value
 
 
-def _property_decoder(names: set[str]) -> msgspec.json.Decoder[Any]:
+def _property_decoder(names: Iterable[str]) -> msgspec.json.Decoder[Any]:
     """Return a decoder that reads only these properties, with exact numbers."""
-    fields: Any = [(f"p_{name.encode().hex()}", Any, None) for name in sorted(names)]
-    rename = {f"p_{name.encode().hex()}": name for name in names}
+    rename = {f"p_{name.encode().hex()}": name for name in sorted(names)}
+    fields: Any = [(field, Any, None) for field in rename]
     return msgspec.json.Decoder(msgspec.defstruct("Properties", fields, rename=rename), float_hook=decimal.Decimal)
