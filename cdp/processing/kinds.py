@@ -121,11 +121,16 @@ class Sum(_Numeric):
 class Minimum(_Numeric):
     """The smallest value of a numeric property."""
 
+    def lift(self, message: Message, value: Any) -> Any:
+        number = number_of(value)
+        # Of 1 and 1.0 either may be kept: they have to be one.
+        return None if number is None else decimal.Decimal(plain_number(number))
+
     def combine(self, left: Any, right: Any) -> Any:
         return min(decimal.Decimal(left), decimal.Decimal(right))
 
 
-class Maximum(_Numeric):
+class Maximum(Minimum):
     """The largest value of a numeric property."""
 
     def combine(self, left: Any, right: Any) -> Any:
@@ -241,8 +246,11 @@ def number_of(value: Any) -> decimal.Decimal | None:
     if not isinstance(exponent, int) or exponent < -MAX_EXPONENT:
         return None
     if not number:
-        return decimal.Decimal(0)
-    return None if number.adjusted() > MAX_EXPONENT else number
+        return decimal.Decimal(0) if exponent > 0 else number.copy_abs()
+    if number.adjusted() > MAX_EXPONENT:
+        return None
+    # Without an exponent, as PostgreSQL has it.
+    return number if exponent <= 0 else decimal.Decimal(int(number))
 
 
 def plain_number(number: decimal.Decimal) -> str:
