@@ -59,7 +59,7 @@ def test_a_conditions_sql_says_what_its_predicate_says(operator, connection, dat
     [one] = conditions([{"property": "value", "operator": operator, "value": data.draw(operand(operator))}])
     values = data.draw(st.lists(anything, min_size=1, max_size=8))
     holds = predicate(one)
-    said = sql_forms.condition(one, "v", parameter(NOW, "bigint"))
+    said = sql_forms.condition(one, Form("v"), parameter(NOW, "bigint"))
     bodies = [raw({"value": value}).decode() for value in values]
     query = form(
         "SELECT {} FROM unnest({}) WITH ORDINALITY AS given (v, place) ORDER BY place",

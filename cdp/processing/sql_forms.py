@@ -41,9 +41,9 @@ def joined(word: str, pieces: Iterable[Form], *, none: str) -> Form:
 AT_US = Form("(extract(epoch FROM occurred_at) * 1000000)::bigint")
 
 
-def member(column: str, path: Sequence[str]) -> Form:
+def member(column: Form, path: Sequence[str]) -> Form:
     """Return the JSON value that a path leads to, NULL where there is none."""
-    return form("nullif(" + column + " -> {}" * len(path) + ", 'null'::jsonb)", *map(parameter, path))
+    return form("nullif({}" + " -> {}" * len(path) + ", 'null'::jsonb)", column, *map(parameter, path))
 
 
 def number(of: Form) -> Form:
@@ -69,7 +69,7 @@ def kept(of: Form) -> Form:
     )  # fmt: skip
 
 
-def condition(one: Condition, column: str, at_us: Form) -> Form:
+def condition(one: Condition, column: Form, at_us: Form) -> Form:
     """Return the condition on a JSON column; `at_us` is the instant as of which it is asked. Never NULL."""
     negated = _NEGATED.get(one.operator)
     of, wanted = member(column, one.path), exact(one.value)
@@ -178,14 +178,14 @@ def states(definition: Definition, events: Form) -> Form:
 
 def _counted(definition: Definition, events: Form) -> Form:
     """Return the query of the events that count, with what is made of their property."""
-    wheres = [condition(one, "properties", Form("at_us")) for one in definition.conditions]
+    wheres = [condition(one, Form("properties"), Form("at_us")) for one in definition.conditions]
     if definition.event_type:
         wheres.append(form("event_type = {}", parameter(definition.event_type)))
     if definition.event_name:
         wheres.append(form("name = {}", parameter(definition.event_name)))
     made = Form("NULL::text")
     if definition.path:
-        of = member("properties", definition.path)
+        of = member(Form("properties"), definition.path)
         made = number(of) if definition.kind in _NUMERIC else kept(of)
     window = definition.window
     bucket = Form("0") if window is None else Form(f"floor(at_us::numeric / {window.grain_us})::bigint")
