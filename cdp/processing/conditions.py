@@ -34,17 +34,17 @@ class UnfitCondition(PermanentError):
     code = "unfit_condition"
 
 
-class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a value has to be like; `property` is a path of names with dots between them."""
+class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"of": "property"}):
+    """What a value has to be like; `of`, as data `property`, is a path of names with dots between them."""
 
-    property: str
+    of: str
     operator: str
     value: Any = None
 
     @property
     def path(self) -> tuple[str, ...]:
         """The names that lead to the value."""
-        return tuple(self.property.split("."))
+        return tuple(self.of.split("."))
 
 
 def conditions(data: Any) -> tuple[Condition, ...]:
@@ -61,13 +61,13 @@ def _checked(data: Any) -> Condition:
         raise UnfitCondition(
             f"A condition is an object of property, operator and value: {str(error).split(' - ')[0]}."
         ) from error
-    if not one.property or not all(one.path):
+    if not all(one.path):
         raise UnfitCondition("A condition's property is a name, or names with dots between them.")
     if one.operator not in OPERANDS:
         raise UnfitCondition(f"'{one.operator}' is no operator. Known: {', '.join(OPERANDS)}.")
     wanted, is_fit = OPERANDS[one.operator]
     if not is_fit(one.value):
-        raise UnfitCondition(f"The operator {one.operator} on {one.property} needs {wanted} as its value.")
+        raise UnfitCondition(f"The operator {one.operator} on {one.of} needs {wanted} as its value.")
     return one
 
 
