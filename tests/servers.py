@@ -49,6 +49,8 @@ def _start() -> None:
     _wait(lambda: _create_database(postgres))
     for valkey in valkeys:
         _wait(redis.Redis.from_url(valkey.url).ping)
+    # Else each of the many processes that tests start would compile all of our modules anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ |= {
         "DATABASE_URL": postgres.url(),
         **{f"{valkey.role.upper()}_URL": valkey.url for valkey in valkeys},
