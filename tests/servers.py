@@ -34,7 +34,8 @@ MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 * 2**30
 
 def _start() -> None:
     # Short, since a Unix socket's path may have 107 bytes at the most.
-    home = Path(tempfile.mkdtemp(prefix="mt-", dir=_place()))
+    _forget_the_dead()
+    home = Path(tempfile.mkdtemp(prefix=f"mt-{os.getpid()}-", dir=_place()))
     # The server works as another user where root may not have a user namespace.
     home.chmod(0o711)
     postgres = PostgresServer(home / "pg", home / "s")
@@ -63,6 +64,14 @@ def _place() -> Path:
     """Return where the servers' data go: into memory where there is plenty (a container often has 64 MB)."""
     roomy = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES
     return MEMORY if roomy and psutil.virtual_memory().available >= MEMORY_BYTES else Path("/tmp")
+
+
+def _forget_the_dead() -> None:
+    """Remove from memory what killed sessions left there."""
+    for home in MEMORY.glob("mt-*-*"):
+        number = home.name.split("-")[1]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def _run(command: list[str], stdin: int) -> subprocess.Popen:
