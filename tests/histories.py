@@ -3,6 +3,8 @@
 from collections import Counter
 from itertools import count
 
+import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from cdp.processing import clusters, registers
@@ -12,6 +14,18 @@ from cdp.processing.identity import Identifier, anchor_of
 _numbers = count(1)
 START_US = 1_780_000_000_000_000
 NAMESPACES = ("user_id", "email", "anonymous_id")
+# The examples of each property in `make test-laws`.
+FULL = 200
+
+
+def random_histories(*seeds):
+    """Run a test with seeds: with one beside all other tests, with all of them among the laws."""
+
+    def marked(test):
+        some = seeds if settings().max_examples >= FULL else seeds[:1]
+        return pytest.mark.laws(pytest.mark.parametrize("seed", some)(test))
+
+    return marked
 
 
 class Call(dict):

@@ -16,6 +16,7 @@ from cdp.models import Erasure, Identifier
 from cdp.processing.identity import Identifier as Named
 from cdp.replay import Filter
 from martech.lib import clock
+from tests.histories import random_histories
 from tests.platform import Core, message
 
 DAY_US = 86_400_000_000
@@ -122,7 +123,7 @@ def found(report):
     return {kind: number for kind, number in report.differences.items() if number}
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@random_histories(1, 2, 3, 4)
 @pytest.mark.parametrize("per_pass", [7, 200_000])
 def test_a_random_history_comes_out_as_it_is_held(core, seed, per_pass):
     define(core)
@@ -138,7 +139,7 @@ def test_a_random_history_comes_out_as_it_is_held(core, seed, per_pass):
     assert report.not_comparable == 0
 
 
-@pytest.mark.parametrize("seed", [31, 32, 33, 34])
+@random_histories(31, 32, 33, 34)
 def test_a_history_with_edits_and_unmerges_comes_out_as_it_is_held(core, seed):
     define(core)
     play(core, seed=seed, events=120, people=6)
@@ -159,7 +160,7 @@ RULES = (
 
 
 @pytest.mark.parametrize("rules", RULES)
-@pytest.mark.parametrize("seed", [41, 42, 43])
+@random_histories(41, 42, 43)
 def test_a_history_with_changed_rules_comes_out_as_it_is_held(core, seed, rules, monkeypatch):
     monkeypatch.setattr(identity_rules, "_send", lambda: None)
     play(core, seed=seed, events=120, people=5)
@@ -179,7 +180,7 @@ def test_traits_that_another_policy_kept_are_told_apart(couple):
     assert (report.examples, report.outdated) == ([], 2)
 
 
-@pytest.mark.parametrize("seed", [11, 12, 13])
+@random_histories(11, 12, 13)
 def test_a_few_people_who_share_everything_come_out_as_they_are_held(core, seed):
     play(core, seed=seed, events=150, people=2)
     assert replay.verify().examples == []
@@ -326,7 +327,7 @@ def test_an_archived_history_comes_out_as_it_is_held_and_each_event_counts_once(
 
 
 @pytest.mark.parametrize("drop", [False, True])
-@pytest.mark.parametrize("seed", [21, 22, 23])
+@random_histories(21, 22, 23)
 def test_a_history_comes_out_as_it_is_held_after_an_erasure(core, archiving, seed, drop):
     play(core, seed=seed)
     archive_today(drop=drop)
