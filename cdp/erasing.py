@@ -28,11 +28,12 @@ CHUNK = 500
 # Profiles may be merged while we wait for their locks.
 TRIES = 10
 
-_LIVING = """
-SELECT DISTINCT i.profile_id FROM cdp_identifier i
-LEFT JOIN unnest(%(namespaces)s::text[], %(values)s::text[]) AS wanted (namespace, value)
-    ON i.namespace = wanted.namespace AND i.value = wanted.value
-WHERE wanted.value IS NOT NULL OR i.profile_id = ANY(%(profiles)s::uuid[])
+# Two look-ups, each by an index: asked for in one condition, they would read all identifiers.
+LIVING = """
+SELECT i.profile_id FROM unnest(%(namespaces)s::text[], %(values)s::text[]) AS wanted (namespace, value)
+JOIN cdp_identifier i ON i.namespace = wanted.namespace AND i.value = wanted.value
+UNION
+SELECT profile_id FROM cdp_identifier WHERE profile_id = ANY(%(profiles)s::uuid[])
 """
 # Those that became part of them, at whatever remove; and of those that are given, what they became part of.
 _ALL = """
@@ -54,7 +55,7 @@ UPDATE customer_profiles SET identity_graph = '{}', traits = '{}', computed_trai
 WHERE id = ANY(%s::uuid[]) AND (erased_at IS NULL OR identity_graph <> '{}')
 """
 # In this order: what points to identifiers goes before them. Each takes the ids of the anchors.
-_DELETIONS = {
+DELETIONS = {
     "events": "DELETE FROM event_stream WHERE anchor_id = ANY(%s::bigint[])",
     "edges": "DELETE FROM cdp_edge WHERE left_id = ANY(%s::bigint[]) OR right_id = ANY(%s::bigint[])",
     "unmerge_sides": "DELETE FROM cdp_unmergeside WHERE identifier_id = ANY(%s::bigint[])",
@@ -119,7 +120,7 @@ class Person:
     """Whom an erasure is about, as far as it has found out: kept in its row until the end.
 
     `anchors` are the ids of the identifiers' rows; `around` are those of others' that edges led to, `neighbours` their
-    profiles.
+    profiles. `aliases` are anonymous ids by which others' profiles knew the person's user ids (`cdp.aliases`).
     """
 
     identifiers: list[Identifier] = field(default_factory=list)
@@ -127,11 +128,17 @@ class Person:
     profiles: list[UUID] = field(default_factory=list)
     around: list[int] = field(default_factory=list)
     neighbours: list[UUID] = field(default_factory=list)
+    aliases: list[Identifier] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[Identifier]:
+        """All that names the person: whoever has one of them among their identifiers names them."""
+        return [*self.identifiers, *(one for one in self.aliases if one not in self.identifiers)]
 
     @property
     def values(self) -> list[str]:
-        """The identifiers' values."""
-        return sorted({one.value for one in self.identifiers})
+        """The values of all that names them."""
+        return sorted({one.value for one in self.names})
 
 
 def hold(person: Person) -> None:
@@ -140,7 +147,7 @@ def hold(person: Person) -> None:
     # Batches name identifiers that stand for nobody without locking them: those at work end first.
     select("SELECT pg_advisory_xact_lock(%s)", [RULES_LOCK])
     for _ in range(TRIES):
-        living = {row[0] for row in select(_LIVING, _named(person))}
+        living = {row[0] for row in select(LIVING, named(person))}
         if living <= held:
             break
         # More than one round, where a batch joined them to others meanwhile, may deadlock: then the task comes again.
@@ -149,7 +156,8 @@ def hold(person: Person) -> None:
         raise RetryableError("The person's profiles are being merged all the time. Try again.")
     rows = select("SELECT id, namespace, value FROM cdp_identifier WHERE profile_id = ANY(%s::uuid[])", [sorted(held)])
     person.anchors = sorted({*person.anchors, *(row[0] for row in rows)})
-    person.identifiers = list(dict.fromkeys([*person.identifiers, *(Identifier(*row[1:]) for row in rows)]))
+    found = [one for row in rows if (one := Identifier(*row[1:])) not in person.aliases]
+    person.identifiers = list(dict.fromkeys([*person.identifiers, *found]))
     person.profiles = sorted({*person.profiles, *held})
     whole(person)
 
@@ -162,13 +170,18 @@ def whole(person: Person) -> Person:
 
 def delete(person: Person) -> dict[str, int]:
     """Delete a held person's rows, leave their profiles as empty stubs, and return how many rows it was."""
-    beside = select(NEIGHBOURS, {"anchors": person.anchors})
+    note_beside(person, person.anchors)
+    counts = {name: count(query, [person.anchors] * query.count("%s")) for name, query in DELETIONS.items()}
+    counts["decisions"] = count(_DECISIONS, {"profiles": person.profiles})
+    counts["profiles"] = count(_EMPTY, [person.profiles])
+    return counts
+
+
+def note_beside(person: Person, anchors: Sequence[int]) -> None:
+    """Add those whose events may name what is about to be deleted: whom edges and unmerges lead to from these rows."""
+    beside = select(NEIGHBOURS, {"anchors": anchors})
     person.around = sorted({*person.around, *(row[0] for row in beside)})
     person.neighbours = sorted({*person.neighbours, *(row[1] for row in beside)})
-    counts = {name: _count(query, [person.anchors] * query.count("%s")) for name, query in _DELETIONS.items()}
-    counts["decisions"] = _count(_DECISIONS, {"profiles": person.profiles})
-    counts["profiles"] = _count(_EMPTY, [person.profiles])
-    return counts
 
 
 def orphans(person: Person) -> Person:
@@ -180,7 +193,7 @@ def orphans(person: Person) -> Person:
     select(_LOCK, [sorted({row[0] for row in beside})])
     found = select(_ORPHANS, [person.around])
     alone = Person([Identifier(*row[1:3]) for row in found], [row[0] for row in found], [row[3] for row in found])
-    _execute(_DELETIONS["identifiers"], [alone.anchors])
+    _execute(DELETIONS["identifiers"], [alone.anchors])
     _execute(_EMPTY, [alone.profiles])
     return alone
 
@@ -226,7 +239,7 @@ def _forms(values: Iterable[str]) -> list[bytes]:
 def mentions(person: Person) -> int:
     """Take the person's identifiers out of some events of others, and of their traits; return of how many events."""
     found = redaction.pattern(person.values)
-    pairs = [json.dumps([[one.namespace, one.value]]) for one in person.identifiers]
+    pairs = [json.dumps([[one.namespace, one.value]]) for one in person.names]
     events = select(_MENTIONS, {"around": person.around, "pairs": pairs, "limit": CHUNK})
     for row in events:
         _execute(_REWRITE, _without(row, person, found))
@@ -243,7 +256,7 @@ def mentioned(person: Person, anchors: Collection[int]) -> None:
 
 def _without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
     event_id, ingested_at, _, message_id, name, identifiers, *said = row
-    gone = set(person.identifiers)
+    gone = set(person.names)
     kept = [pair for pair in json.loads(identifiers) if Identifier(*pair) not in gone]
     cleaned = [text and redaction.redact_json(text, found) for text in said]
     plain = [redaction.redact(text, found) for text in (message_id, name)]
@@ -324,7 +337,8 @@ def _scrub_texts(rows: Any, columns: Sequence[str], person: Person, found: re.Pa
     return changed
 
 
-def _named(person: Person) -> dict[str, Any]:
+def named(person: Person) -> dict[str, Any]:
+    """Return what `LIVING` asks for."""
     return {
         "namespaces": [one.namespace for one in person.identifiers],
         "values": [one.value for one in person.identifiers],
@@ -344,7 +358,8 @@ def _execute(query: Any, values: Any) -> None:
         cursor.execute(query, values)
 
 
-def _count(query: str, values: Any) -> int:
+def count(query: str, values: Any) -> int:
+    """Do what a query says, and return of how many rows."""
     with connection.cursor() as cursor:
         cursor.execute(query, values)
         return cursor.rowcount

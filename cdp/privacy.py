@@ -22,7 +22,7 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connection, transaction
 
-from cdp import archive, audit, erasing, holders, redaction, showing, subjects, suppressions, unmerging
+from cdp import aliases, archive, audit, erasing, holders, redaction, showing, subjects, suppressions, unmerging
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Log, encode_entry
@@ -214,7 +214,10 @@ def _erase_rows(turn: Run) -> Receipt:
     """Delete the person's rows, and keep out what was joined to them since they were asked for."""
     person = turn.work.person
     erasing.hold(person)
-    suppressions.add(person.identifiers, turn.id)
+    if aliases.take_out(person):
+        # Without them the rules may have made others of those who hang together.
+        erasing.hold(person)
+    suppressions.add(person.names, turn.id)
     return erasing.delete(person)
 
 
@@ -225,7 +228,7 @@ def _erase_letters(turn: Run) -> Receipt:
 def _erase_cached(turn: Run) -> Receipt:
     person = turn.work.person
     with closing(ProfileCache(settings.CONFIG.cache_url)) as cache:
-        return {"keys": cache.erase(person.identifiers, person.profiles, person.neighbours)}
+        return {"keys": cache.erase(person.names, person.profiles, person.neighbours)}
 
 
 def _erase_logged(turn: Run) -> Receipt:
@@ -343,13 +346,13 @@ def _erase_archived(turn: Run) -> Receipt:
             erasing.mentioned(person, anchors)
             turn.keep()
 
-    found = archive.erase(anchors=person.anchors, identifiers=person.identifiers, mentioned=mentioned)
+    found = archive.erase(anchors=person.anchors, identifiers=person.names, mentioned=mentioned)
     _erase_cached(turn)
     return asdict(found)
 
 
 def _erase_held(turn: Run) -> Receipt:
-    return {one.name: one.erase(turn.work.person.identifiers) for one in holders.holders()}
+    return {one.name: one.erase(turn.work.person.names) for one in holders.holders()}
 
 
 def _erase_elsewhere(turn: Run) -> Receipt:
