@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -15,9 +15,8 @@ from uuid import UUID
 from django.contrib.admin.models import LogEntry
 from django.db import connection
 
-from cdp import dead_letters, redaction
-from cdp.models import DeadLetter, EventImport, TaskRun
-from cdp.processing import suppression
+from cdp import redaction
+from cdp.models import EventImport, TaskRun
 from cdp.processing.identity import Identifier
 from cdp.processing.store import RULES_LOCK
 from cdp.redaction import ERASED
@@ -105,14 +104,6 @@ UPDATE event_stream SET message_id = %s, name = %s, identifiers = %s::jsonb, pro
     context = %s::jsonb, extra = %s::jsonb
 WHERE event_id = %s AND ingested_at = %s
 """
-# A search of bytes, whatever they are: non-ASCII ones are written as ASCII, which `lower` and `position` take.
-_LETTERS = """
-SELECT id FROM cdp_deadletter AS letter
-WHERE id > %s AND EXISTS (
-    SELECT FROM unnest(%s::bytea[]) AS form (bytes)
-    WHERE position(lower(encode(form.bytes, 'escape')) IN lower(encode(letter.delivery, 'escape'))) > 0
-) ORDER BY id LIMIT %s
-"""
 
 
 @dataclass(slots=True)
@@ -198,34 +189,7 @@ def orphans(person: Person) -> Person:
     return alone
 
 
-def letters(person: Person) -> int:
-    """Delete the dead letters that hold one of the person's identifiers; return how many."""
-    return DeadLetter.objects.filter(pk__in=[letter.pk for letter in letters_of(person)]).delete()[0]
-
-
-def letters_of(person: Person) -> Iterator[DeadLetter]:
-    """Yield the dead letters that hold one of the person's identifiers, oldest first."""
-    found, after = redaction.pattern(person.values), 0
-    while person.values and (ids := [row[0] for row in select(_LETTERS, [after, _forms(person.values), CHUNK])]):
-        after = ids[-1]
-        for letter in DeadLetter.objects.filter(pk__in=ids).order_by("pk").iterator(20):
-            if _holds(letter, found):
-                yield letter
-
-
-def _holds(letter: DeadLetter, found: re.Pattern[str]) -> bool:
-    """Tell whether an identifier stands in a letter as a text of its own, or as a word of one."""
-    try:
-        delivery = dead_letters.delivery_of(letter)
-    except dead_letters.UnreadableLetter:
-        # Its bytes hold one, and nobody can say more.
-        return True
-    bodies = [delivery.context, delivery.integrations, *(event.body for event in delivery.events)]
-    said = [letter.message_id, *(text for body in bodies for text in suppression.texts(body))]
-    return any(found.search(text) for text in [*said, *(body.decode("utf-8", "replace") for body in bodies)])
-
-
-def _forms(values: Iterable[str]) -> list[bytes]:
+def forms(values: Iterable[str]) -> list[bytes]:
     """Return how JSON may write values."""
     plain = {
         form
@@ -305,7 +269,7 @@ def _scrub_decisions(person: Person, found: re.Pattern[str]) -> int:
     rows = select(
         "SELECT id, detail::text, message_id FROM cdp_identitydecision WHERE EXISTS (SELECT FROM unnest(%s::text[]) AS"
         " form (text) WHERE position(lower(form.text) IN lower(detail::text || ' ' || message_id)) > 0)",
-        [[form.decode() for form in _forms(person.values)]],
+        [[form.decode() for form in forms(person.values)]],
     )
     changed = 0
     for row_id, detail, message_id in rows:

@@ -22,7 +22,19 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connection, transaction
 
-from cdp import aliases, archive, audit, erasing, holders, redaction, showing, subjects, suppressions, unmerging
+from cdp import (
+    aliases,
+    archive,
+    audit,
+    erased_letters,
+    erasing,
+    holders,
+    redaction,
+    showing,
+    subjects,
+    suppressions,
+    unmerging,
+)
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Log, encode_entry
@@ -222,7 +234,7 @@ def _erase_rows(turn: Run) -> Receipt:
 
 
 def _erase_letters(turn: Run) -> Receipt:
-    return {"dead_letters": erasing.letters(turn.work.person)}
+    return dict(erased_letters.erase(turn.work.person))
 
 
 def _erase_cached(turn: Run) -> Receipt:
