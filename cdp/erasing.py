@@ -12,14 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from django.contrib.admin.models import LogEntry
 from django.db import connection
 
 from cdp import redaction
-from cdp.models import EventImport, TaskRun
 from cdp.processing.identity import Identifier
 from cdp.processing.store import RULES_LOCK
-from cdp.redaction import ERASED
 from martech.lib.errors import RetryableError
 
 # Rows that are looked at, or rewritten, in one go.
@@ -251,54 +248,6 @@ def _scrub_rows(
         if after != before:
             set_to = ", ".join(f"{column} = %s::jsonb" for column in columns)
             _execute(f"UPDATE {table} SET {set_to}{also} WHERE id = %s", [*after, row_id])  # noqa: S608
-
-
-def elsewhere(person: Person) -> dict[str, int]:
-    """Take the person out of what people and tasks wrote down: the admin's log, errors of tasks, notes."""
-    found = redaction.pattern(person.values)
-    return {
-        "decisions": _scrub_decisions(person, found),
-        "admin_log": _scrub_log(person, found),
-        "task_errors": _scrub_texts(TaskRun.objects.exclude(error=""), ("error",), person, found),
-        "imports": _scrub_texts(EventImport.objects.all(), ("name", "trouble"), person, found),
-    }
-
-
-def _scrub_decisions(person: Person, found: re.Pattern[str]) -> int:
-    """Redact the decisions on others that name an identifier of the person's."""
-    rows = select(
-        "SELECT id, detail::text, message_id FROM cdp_identitydecision WHERE EXISTS (SELECT FROM unnest(%s::text[]) AS"
-        " form (text) WHERE position(lower(form.text) IN lower(detail::text || ' ' || message_id)) > 0)",
-        [[form.decode() for form in forms(person.values)]],
-    )
-    changed = 0
-    for row_id, detail, message_id in rows:
-        cleaned = redaction.redact_json(detail, found), redaction.redact(message_id, found)
-        if cleaned != (detail, message_id):
-            _execute("UPDATE cdp_identitydecision SET detail = %s::jsonb, message_id = %s WHERE id = %s",
-                     [*cleaned, row_id])  # fmt: skip
-            changed += 1
-    return changed
-
-
-def _scrub_log(person: Person, found: re.Pattern[str]) -> int:
-    ours = [str(one) for one in [*person.profiles, *person.anchors]]
-    rows = LogEntry.objects.filter(content_type__app_label="cdp", object_id__in=ours)
-    shown = rows.exclude(object_repr=ERASED).update(object_repr=ERASED, change_message="")
-    return shown + _scrub_texts(LogEntry.objects.all(), ("object_repr", "change_message"), person, found)
-
-
-def _scrub_texts(rows: Any, columns: Sequence[str], person: Person, found: re.Pattern[str]) -> int:
-    """Redact text columns of the rows that hold a value."""
-    changed = 0
-    for column in columns:
-        for value in person.values:
-            for row in rows.filter(**{f"{column}__icontains": value}).only(column).iterator(100):
-                text = getattr(row, column)
-                cleaned = redaction.redact(text, found)
-                if cleaned != text:
-                    changed += rows.model.objects.filter(pk=row.pk).update(**{column: cleaned})
-    return changed
 
 
 def named(person: Person) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from cdp import (
     archive,
     audit,
     erased_letters,
+    erased_words,
     erasing,
     holders,
     redaction,
@@ -368,7 +369,7 @@ def _erase_held(turn: Run) -> Receipt:
 
 
 def _erase_elsewhere(turn: Run) -> Receipt:
-    return erasing.elsewhere(turn.work.person)
+    return dict(erased_words.erase(turn.work.person))
 
 
 # In this order. The archive comes after PostgreSQL, from which it is written.
