@@ -41,8 +41,7 @@ class _Names(NamedTuple):
     @classmethod
     def of(cls, person: Person) -> _Names:
         values = person.values
-        long = [one for one in values if len(one) >= redaction.DISTINCT]
-        return cls(frozenset(person.names), redaction.pattern(values), redaction.pattern(long))
+        return cls(frozenset(person.names), redaction.pattern(values), redaction.pattern(redaction.distinct(values)))
 
 
 class _Standing(Enum):

@@ -50,7 +50,7 @@ def erase(person: Person) -> dict[str, int]:
     """Take the person out of notes, reasons, errors and logs; return how many rows of which place were changed."""
     named = [str(one) for one in person.names]
     found = redaction.pattern([*person.values, *named])
-    distinct = redaction.pattern([*(one for one in person.values if len(one) >= redaction.DISTINCT), *named])
+    distinct = redaction.pattern([*redaction.distinct(person.values), *named])
     counts = {"own_log": _own_log(person)}
     for name, place in PLACES.items():
         counts[name] = _cleaned(place, person, distinct if name in _DISTINCT_ONLY else found)

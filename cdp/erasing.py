@@ -71,6 +71,14 @@ WITH beside AS (
 )
 SELECT id, profile_id FROM cdp_identifier JOIN beside USING (id) WHERE id <> ALL(%(anchors)s::bigint[])
 """
+_GROUPS = """
+SELECT extra->>'groupId' FROM event_stream
+WHERE anchor_id = ANY(%(anchors)s::bigint[]) AND event_type = 'group' AND extra->>'groupId' <> ''
+UNION
+SELECT named.value FROM cdp_accountmember m
+JOIN cdp_accountidentifier named ON named.account_id = m.account_id AND named.namespace = 'group_id'
+WHERE m.identifier_id = ANY(%(anchors)s::bigint[])
+"""
 _DECISIONS = """
 UPDATE cdp_identitydecision SET detail = '{}', message_id = ''
 WHERE (profile_id = ANY(%(profiles)s::uuid[]) OR other_id = ANY(%(profiles)s::uuid[]))
@@ -96,7 +104,7 @@ FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND (
 )
 LIMIT %(limit)s FOR UPDATE
 """
-_REWRITE = """
+REWRITE = """
 UPDATE event_stream SET message_id = %s, name = %s, identifiers = %s::jsonb, properties = %s::jsonb,
     context = %s::jsonb, extra = %s::jsonb
 WHERE event_id = %s AND ingested_at = %s
@@ -109,6 +117,7 @@ class Person:
 
     `anchors` are the ids of the identifiers' rows; `around` are those of others' that edges led to, `neighbours` their
     profiles. `aliases` are anonymous ids by which others' profiles knew the person's user ids (`cdp.aliases`).
+    `groups` are the group ids of accounts that the person's calls named, with what the erasure makes of them.
     """
 
     identifiers: list[Identifier] = field(default_factory=list)
@@ -117,6 +126,7 @@ class Person:
     around: list[int] = field(default_factory=list)
     neighbours: list[UUID] = field(default_factory=list)
     aliases: list[Identifier] = field(default_factory=list)
+    groups: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[Identifier]:
@@ -159,6 +169,8 @@ def whole(person: Person) -> Person:
 def delete(person: Person) -> dict[str, int]:
     """Delete a held person's rows, leave their profiles as empty stubs, and return how many rows it was."""
     note_beside(person, person.anchors)
+    named = (row[0] for row in select(_GROUPS, {"anchors": person.anchors}))
+    person.groups = {group: group for group in named} | person.groups
     counts = {name: count(query, [person.anchors] * query.count("%s")) for name, query in DELETIONS.items()}
     counts["decisions"] = count(_DECISIONS, {"profiles": person.profiles})
     counts["profiles"] = count(_EMPTY, [person.profiles])
@@ -203,7 +215,7 @@ def mentions(person: Person) -> int:
     pairs = [json.dumps([[one.namespace, one.value]]) for one in person.names]
     events = select(_MENTIONS, {"around": person.around, "pairs": pairs, "limit": CHUNK})
     for row in events:
-        _execute(_REWRITE, _without(row, person, found))
+        _execute(REWRITE, without(row, person, found))
     if events:
         mentioned(person, {row[2] for row in events})
     return len(events)
@@ -215,7 +227,8 @@ def mentioned(person: Person, anchors: Collection[int]) -> None:
     person.neighbours = sorted({*person.neighbours, *profiles})
 
 
-def _without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
+def without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
+    """Return what `REWRITE` makes of an event, so that it no longer names the person."""
     event_id, ingested_at, _, message_id, name, identifiers, *said = row
     gone = set(person.names)
     kept = [pair for pair in json.loads(identifiers) if Identifier(*pair) not in gone]

@@ -26,6 +26,7 @@ from cdp import (
     aliases,
     archive,
     audit,
+    erased_accounts,
     erased_letters,
     erased_words,
     erasing,
@@ -40,7 +41,7 @@ from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Log, encode_entry
 from cdp.models import AccountMember, Checkpoint, Erasure, Profile, Standing
-from cdp.processing import store
+from cdp.processing import store, suppression
 from cdp.processing.pipeline import Pipeline
 from cdp.profiles import ProfileCache
 from cdp.subjects import Subject
@@ -351,6 +352,13 @@ def _erase_mentions(turn: Run) -> Receipt:
     return {"events": turn.work.mentions}
 
 
+def _erase_accounts(turn: Run) -> Receipt:
+    found = erased_accounts.erase(turn.work.person)
+    if names := erased_accounts.kept_out(turn.work.person):
+        suppressions.add(map(suppression.of_group, names), turn.id)
+    return dict(found)
+
+
 def _erase_archived(turn: Run) -> Receipt:
     person = turn.work.person
 
@@ -359,7 +367,7 @@ def _erase_archived(turn: Run) -> Receipt:
             erasing.mentioned(person, anchors)
             turn.keep()
 
-    found = archive.erase(anchors=person.anchors, identifiers=person.names, mentioned=mentioned)
+    found = archive.erase(anchors=person.anchors, identifiers=person.names, groups=person.groups, mentioned=mentioned)
     _erase_cached(turn)
     return asdict(found)
 
@@ -381,12 +389,13 @@ STEPS: dict[str, Callable[[Run], Receipt]] = {
     "late": _erase_late,
     "clusters": _look_again,
     "mentions": _erase_mentions,
+    "accounts": _erase_accounts,
     "archive": _erase_archived,
     "holders": _erase_held,
     "elsewhere": _erase_elsewhere,
 }
 # Those that are PostgreSQL's own: done and written down in one transaction.
-JOINT = frozenset({"postgresql", "dead_letters", "elsewhere"})
+JOINT = frozenset({"postgresql", "dead_letters", "accounts", "elsewhere"})
 
 
 def _receipt(found: Receipt) -> Receipt:

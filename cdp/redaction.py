@@ -16,6 +16,12 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _STRING_OR_NUMBER = re.compile(rf"{_STRING.pattern}|-?\d[\d.eE+-]*")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(str).decode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def distinct(values: Iterable[str]) -> list[str]:
+    """Return the values that are somebody's wherever they stand."""
+    return [one for one in values if len(one) >= DISTINCT]
 
 
 def pattern(values: Iterable[str]) -> re.Pattern[str]:
@@ -47,3 +53,8 @@ def redact_json(text: str, found: re.Pattern[str], *, numbers: bool = False) -> 
         return match[0] if left == said else _encode(left).decode()
 
     return (_STRING_OR_NUMBER if numbers else _STRING).sub(clean, text)
+
+
+def with_member(text: str, name: str, value: str) -> str:
+    """Return the text of a JSON object with another value of a member; all else is as it was."""
+    return _encode(_members(text) | {name: value}).decode()
