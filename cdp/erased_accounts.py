@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from cdp import archive, history, redaction
-from cdp.erasing import CHUNK, REWRITE, Person, count, forms, select, without
+from cdp.erasing import CHUNK, REWRITE, Person, count, forms, pattern_of_states, select, without
 from cdp.processing import registers
 from cdp.processing.store import RULES_LOCK
 
@@ -62,7 +62,7 @@ def erase(person: Person) -> dict[str, int]:
     archived, start = _beyond(person)
     # Batches find accounts before they lock them: those at work end first.
     select("SELECT pg_advisory_xact_lock(%s)", [RULES_LOCK])
-    found, distinct = redaction.pattern(person.values), redaction.pattern(redaction.distinct(person.values))
+    found, distinct = pattern_of_states(person), redaction.pattern(redaction.distinct(person.values))
     wanted = [one.decode() for one in forms(redaction.distinct(person.values))]
     rows = select(_ACCOUNTS, {"groups": sorted(person.groups), "forms": wanted})
     gone = {

@@ -12,13 +12,23 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from django.db import connection
 
 from cdp import redaction
+from cdp.processing.accounts import Membership
+from cdp.processing.consent import Choice, Consent
 from cdp.processing.identity import Identifier
+from cdp.processing.states import Asked, Counter, Ranked, Tags
 from cdp.processing.store import RULES_LOCK
 from martech.lib.errors import RetryableError
 
+_STRUCTS = (Ranked, Tags, Counter, Asked, Consent, Choice, Membership)
+# What states are written with: without them nobody could read one.
+_WORDS = frozenset(
+    {"policy", *(one.encode_name for struct in _STRUCTS for one in msgspec.structs.fields(struct))}
+    | {str(struct.__struct_config__.tag) for struct in _STRUCTS}
+)
 # Rows that are looked at, or rewritten, in one go.
 CHUNK = 500
 # Profiles may be merged while we wait for their locks.
@@ -223,7 +233,7 @@ def mentions(person: Person) -> int:
 
 def mentioned(person: Person, anchors: Collection[int]) -> None:
     """Take the person's identifiers out of the traits of others, by the anchors of events that name them."""
-    profiles = _scrub_states(anchors, redaction.pattern(person.values))
+    profiles = _scrub_states(anchors, pattern_of_states(person))
     person.neighbours = sorted({*person.neighbours, *profiles})
 
 
@@ -235,6 +245,11 @@ def without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[
     cleaned = [text and redaction.redact_json(text, found) for text in said]
     plain = [redaction.redact(text, found) for text in (message_id, name)]
     return [*plain, json.dumps(kept, ensure_ascii=False), *cleaned, event_id, ingested_at]
+
+
+def pattern_of_states(person: Person) -> re.Pattern[str]:
+    """Return what finds the person's values in states, but for those that are words of the states themselves."""
+    return redaction.pattern(one for one in person.values if one.lower() not in _WORDS)
 
 
 def _scrub_states(anchors: Collection[int], found: re.Pattern[str]) -> list[UUID]:

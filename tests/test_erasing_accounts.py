@@ -123,3 +123,21 @@ def test_an_account_that_others_said_the_person_is_in_is_redacted_though_they_to
     assert Account.objects.get(identifiers__value="other").version == 1
     assert MAIL.encode() not in platform.stores()["postgresql"]
     assert replay.verify().examples == []
+
+
+@pytest.mark.parametrize("word", ["policy", "role", "Union"])
+def test_a_value_that_states_are_written_with_leaves_them_readable(platform, word):  # noqa: F811
+    MergePolicy.objects.create(trait="tags", policy="union", version=1)
+    platform.send(message("group", userId=word, groupId="acme", traits={"tags": ["a"], "size": 3}),
+                  message("identify", userId="bob", anonymousId=word, traits={"tags": ["b"]}),
+                  message("group", userId="bob", groupId="acme", traits={"city": "Bonn"},
+                          context={"membership": {"role": "owner"}}),
+                  message("identify", userId=word, anonymousId=word, traits={"tags": ["c"]}))  # fmt: skip
+    platform.process()
+    finish(platform, erase(f"user_id:{word}"))
+    platform.send(message("identify", userId="bob", traits={"city": "Kiel"}),
+                  message("group", userId="bob", groupId="acme", traits={"city": "Kiel"}))  # fmt: skip
+    platform.process()
+    assert Account.objects.get().traits == {"tags": ["a"], "size": 3, "city": "Kiel"}
+    assert AccountMember.objects.get().role == "owner"
+    assert replay.verify().examples == []
