@@ -165,12 +165,14 @@ class Pipeline:
         facts: Sequence[Message] = (),
         tells_splits: bool = True,
         still: Mapping[Identifier, str] | None = None,
+        leaving: frozenset[Identifier] = frozenset(),
     ) -> Applied:
         """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
 
         `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
         `tells_splits` is false where a decision of the caller's says that somebody was split.
-        `still` are the identifiers that rules block which were just changed. Raced where another process changes who
+        `still` are the identifiers that rules block which were just changed; `leaving` those that have no links any
+        more and go, each with a new profile: the others keep theirs. Raced where another process changes who
         is who meanwhile: then it is to be done again, in another transaction.
         """
         store.hold_rules(connection)
@@ -181,7 +183,7 @@ class Pipeline:
             try:
                 with connection.transaction():
                     people = batch.resolver.hold(profiles, also)
-                    batch.resolver.look_at_all(people, reason, author=author, still=still)
+                    batch.resolver.look_at_all(people, reason, author=author, still=still, leaving=leaving)
                     break
             except Wider as wider:
                 # Begun again, so that all locks are taken in their one order.
