@@ -16,8 +16,8 @@ from tests.faults.deciding import Decider
 from tests.faults.overlapping import PEOPLE, Crowd, named
 from tests.running import manage, wait_until
 
-QUIET_SECONDS = 60.0
-# Readers may have an entry that was put into the cache shortly before the change.
+QUIET_SECONDS = 120.0
+# A reader keeps what it put into the cache for a minute.
 SHOWN_SECONDS = 75.0
 # What beat does each minute, in seconds.
 CHORES = {"finish_erasures": 3, "apply_identity_rules": 3, "show_edits": 3}
