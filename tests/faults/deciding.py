@@ -74,8 +74,9 @@ class Decider(threading.Thread):
         if found is None or found.status_code != 200:
             return None
         answer = self._ask("read", "GET", f"/profiles/{found.json()['id']}")
-        done = answer is not None and answer.status_code == 200
-        return (answer.json(), answer.headers.get("ETag", f'"{answer.json()["version"]}"')) if done else None
+        if answer is None or answer.status_code != 200:
+            return None
+        return answer.json(), f'"{answer.json()["version"]}"'
 
     def _unmerge(self) -> None:
         somebody = self._somebody()
@@ -86,9 +87,8 @@ class Decider(threading.Thread):
         taken = self._chance.sample(there, self._chance.randrange(1, len(there)))
         answer = self._ask("unmerge", "POST", f"/profiles/{profile['id']}/unmerge", json={"identifiers": taken})
         if answer is not None and answer.status_code == 200:
-            told = answer.json()
-            kept = [one for part in told["profiles"][:-1] for one in part["identifiers"]]
-            self.unmerges[told["decision"]] = {"taken": taken, "kept": [one for one in kept if one in there]}
+            kept = [one for one in there if one not in taken]
+            self.unmerges[answer.json()["decision"]] = {"taken": taken, "kept": kept}
 
     def _lift(self) -> None:
         standing = sorted(self.unmerges.keys() - self.lifted)

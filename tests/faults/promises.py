@@ -118,7 +118,8 @@ class Promises:
         found += [f"{decision} was lifted, and stands"] if decision in decider.lifted and not lifted else []
         wanted = {Identifier(**one): side for side, name in ((1, "taken"), (0, "kept")) for one in sides[name]}
         for one, side in wanted.items():
-            if one not in self.erased and stored.get(one) != side:
+            # What others took out meanwhile is on no side.
+            if one not in self.erased and stored.get(one, 0) != side:
                 found.append(f"{decision} has {one} on side {stored.get(one)}, was told {side}")
         facts = self.bed.rows("SELECT count(*) FROM event_stream WHERE message_id = %s", [f"unmerge-{decision}"])[0][0]
         anchor = min(one for one, side in wanted.items() if side)
@@ -197,7 +198,8 @@ class Promises:
 
     def _dump(self) -> bytes:
         # The rules say values that stand for nobody.
-        command = [binaries() / "pg_dump", "--exclude-table-data=cdp_identityrules", self.bed.addresses["DATABASE_URL"]]
+        address = self.bed.addresses["DATABASE_URL"]
+        command = [str(binaries() / "pg_dump"), "--exclude-table-data=cdp_identityrules", address]
         return subprocess.run(command, capture_output=True, check=True, env=os.environ).stdout
 
     def _cached(self) -> bytes:
