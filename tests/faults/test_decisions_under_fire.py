@@ -24,6 +24,8 @@ ROUNDS = int(os.environ.get("ROUNDS", "3"))
 SEED = int(os.environ.get("SEED", "1"))
 FIRE_SECONDS = 20.0
 EVENTS_PER_SECOND = 60.0
+# After two deaths a processor takes a partition's next events one by one, for up to 5 s each.
+PARTITIONS = 4
 # PostgreSQL takes a second or two to come back, and decisions are taken in between.
 KILL_EVERY_SECONDS = (0.5, 1.5)
 KILLS = [
@@ -67,7 +69,7 @@ def fight(bed, number):
 
 
 def test_whatever_is_killed_while_people_decide_what_was_answered_stands_and_a_replay_is_equal(tmp_path, capsys):
-    with Bed(tmp_path / "platform.log") as bed:
+    with Bed(tmp_path / "platform.log", LOG_PARTITIONS=PARTITIONS) as bed:
         promises.hurry(bed)
         for number in range(ROUNDS):
             found, done = fight(bed, number)
