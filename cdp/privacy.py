@@ -31,6 +31,7 @@ from cdp import (
     erased_words,
     erasing,
     holders,
+    lookup,
     redaction,
     showing,
     subjects,
@@ -329,9 +330,8 @@ def _look_at(profile_id: UUID) -> None:
         try:
             with transaction.atomic():
                 connection.ensure_connection()
-                applied = Pipeline(suppressions.key()).look_at_all(
-                    connection.connection, [profile_id], reason="erasure"
-                )
+                living = lookup.survivor(profile_id) or profile_id
+                applied = Pipeline(suppressions.key()).look_at_all(connection.connection, [living], reason="erasure")
                 unmerging.tell(applied)
                 transaction.on_commit(partial(showing.show, applied), robust=True)
             return

@@ -70,7 +70,7 @@ def contested(platform):  # noqa: F811
     return profiles
 
 
-def test_people_are_looked_at_again_when_more_were_joined_to_them_meanwhile(platform, failures):  # noqa: F811
+def test_people_are_looked_at_with_those_who_were_joined_to_them_meanwhile(platform, failures):  # noqa: F811
     profiles = contested(platform)
     platform.send(message(userId="three"))
     platform.process()
@@ -80,6 +80,22 @@ def test_people_are_looked_at_again_when_more_were_joined_to_them_meanwhile(plat
             arrivals = core.arrivals(message(userId="three", anonymousId="shared"), source=platform.shop.pk)
             core.pipeline.apply(core.writer, arrivals)
             looking.enter_context(beside(lambda: privacy._look_at(profiles[0])))
+    assert failures == [None]
+    assert Identifier.objects.values("profile").distinct().count() == 3
+
+
+def test_who_became_part_of_somebody_meanwhile_is_looked_at_there(platform, failures):  # noqa: F811
+    contested(platform)
+    platform.send(message(anonymousId="late"))
+    platform.process()
+    late = Identifier.objects.get(value="late").profile_id
+    failures.clear()
+    with closing(Core(platform.database_url, has_source=True)) as core, ExitStack() as looking:
+        with core.writer.transaction():
+            arrivals = core.arrivals(message(userId="three", anonymousId="late"), source=platform.shop.pk)
+            core.pipeline.apply(core.writer, core.arrivals(message(userId="three"), source=platform.shop.pk))
+            core.pipeline.apply(core.writer, arrivals)
+            looking.enter_context(beside(lambda: privacy._look_at(late)))
     assert failures == [store.Raced, None]
     assert Identifier.objects.values("profile").distinct().count() == 3
 
