@@ -21,13 +21,13 @@ from cdp import config, profiles
 from cdp.log.base import Delivery, Event
 from cdp.processing import account_store, accounts, duplicates, graph, registers, store, suppression
 from cdp.processing.clusters import Evidence, Ruleset
-from cdp.processing.decode import FUTURE_TOLERANCE_US, MAX_EVENT_BYTES, Message, Rejection, decode
+from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
+from cdp.processing.folding import fold_account, fold_person
 from cdp.processing.identity import NOBODY, Identifier, anchor_of
 from cdp.processing.people import Delta, Person
 from cdp.processing.resolving import Known, Pair, Resolver, Wider, new_profile_id
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
-from cdp.processing.states import Origin
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
@@ -421,7 +421,7 @@ class _Batch:
         for message, arrival in messages:
             self.rows.append((message, arrival))
             if message.type == "group":
-                self._fold_account(message)
+                fold_account(self.rules, self.accounts, message)
             if message.anchor != NOBODY:
                 self._fold_person(message)
 
@@ -429,32 +429,9 @@ class _Batch:
         delta = self.deltas.get(message.anchor)
         if delta is None:
             delta = self.deltas[message.anchor] = Delta()
-        self.rules.folder.fold(delta.states, message)
-        if message.type == "identify":
-            self._fold_traits(delta, message)
+        fold_person(self.rules, delta, message)
         person = self.resolver.of[message.anchor].root()
         self.touched[person] = self.touched.get(person, 0) + 1
-
-    def _fold_account(self, message: Message) -> None:
-        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        group = accounts.group_of(message)
-        if group and accounts.GROUP_ID not in allowed.refused_namespaces:
-            delta = self.accounts.setdefault(group, accounts.Delta())
-            accounts.fold(delta, message, allowed)
-            # A counter would name the person by whom it was added to, who may be erased: an account has one sum.
-            self._fold_traits(delta, message, anchor="")
-
-    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message, *, anchor: str | None = None) -> None:
-        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        origin = origin_of(message, allowed)
-        lifted = self.rules.policies.lift(
-            message.properties,
-            origin if anchor is None else origin._replace(anchor=anchor),
-            refused=allowed.refused_traits,
-            refused_policies=allowed.refused_policies,
-        )
-        delta.registers = registers.apply(delta.registers, lifted.registers)
-        message.flags += lifted.flags
 
     def write(self) -> Applied:
         """Write everything, in the order that keeps locks free of circles."""
@@ -560,11 +537,3 @@ class _Batch:
             moved=[(one, profile) for one, profile in resolver.elsewhere() if one not in carried],
             merged=[(person.id, person.version + 1) for person in resolver.merged],
         )
-
-
-def origin_of(message: Message, allowed: Trust) -> Origin:
-    """Return where a message's traits come from, and what orders them."""
-    at_us = min(message.occurred_us, message.received_us + FUTURE_TOLERANCE_US)
-    return Origin(
-        at_us, 1 - allowed.source_class, message.message_id, message.source_id, str(message.anchor), message.received_us
-    )  # fmt: skip

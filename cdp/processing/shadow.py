@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from cdp.processing import accounts, registers
+from cdp.processing import accounts
 from cdp.processing.clusters import Evidence, paired
 from cdp.processing.decode import TYPES, Message
+from cdp.processing.folding import fold_account, fold_person
 from cdp.processing.identity import NOBODY, Identifier
 from cdp.processing.people import Delta
-from cdp.processing.pipeline import origin_of
-from cdp.processing.rules import UNKNOWN_SOURCE, Rules
+from cdp.processing.rules import Rules
 
 Pair = tuple[Identifier, Identifier]
 _pairs = msgspec.json.Decoder(list[Identifier])
@@ -55,7 +55,7 @@ class Shadow:
 
     def fold(self, rows: Iterable[Row]) -> None:
         """Add events to the states of their anchors and to the evidence."""
-        fold, deltas = self.rules.folder.fold, self.deltas
+        rules, deltas = self.rules, self.deltas
         for row in rows:
             self.events += 1
             if row.message.type not in TYPES:
@@ -64,37 +64,16 @@ class Shadow:
             message = row.message
             if message.type == "group":
                 message.anchor = self.names.get(row.anchor_id, NOBODY)
-                self._fold_account(message)
+                fold_account(rules, self.accounts, message)
             if not row.anchor_id:
                 continue
             delta = deltas.get(row.anchor_id)
             if delta is None:
                 delta = deltas[row.anchor_id] = Delta()
             message.anchor = self.names.get(row.anchor_id, NOBODY)
-            fold(delta.states, message)
-            if message.type == "identify":
-                self._fold_traits(delta, message)
+            fold_person(rules, delta, message)
             if row.identifiers:
                 self._note_evidence(row)
-
-    def _fold_account(self, message: Message) -> None:
-        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        group = accounts.group_of(message)
-        if group and accounts.GROUP_ID not in allowed.refused_namespaces:
-            delta = self.accounts.setdefault(group, accounts.Delta())
-            accounts.fold(delta, message, allowed)
-            self._fold_traits(delta, message, anchor="")
-
-    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message, *, anchor: str | None = None) -> None:
-        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        origin = origin_of(message, allowed)
-        lifted = self.rules.policies.lift(
-            message.properties,
-            origin if anchor is None else origin._replace(anchor=anchor),
-            refused=allowed.refused_traits,
-            refused_policies=allowed.refused_policies,
-        )
-        delta.registers = registers.apply(delta.registers, lifted.registers)
 
     def _note_evidence(self, row: Row) -> None:
         message = row.message
