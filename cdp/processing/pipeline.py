@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 import psycopg
 
-from cdp import config, profiles
+from cdp import config
 from cdp.log.base import Delivery, Event
 from cdp.processing import account_store, accounts, duplicates, graph, registers, store, suppression
 from cdp.processing.clusters import Evidence, Ruleset
@@ -26,12 +26,12 @@ from cdp.processing.failures import Failures, Halted
 from cdp.processing.folding import fold_account, fold_person
 from cdp.processing.identity import NOBODY, Identifier, anchor_of
 from cdp.processing.people import Delta, Person
+from cdp.processing.presenting import document_of, row_of
 from cdp.processing.resolving import Known, Pair, Resolver, Wider, new_profile_id
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
-_encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 # Identifiers whose profile is remembered between batches: about 200 bytes each.
 REMEMBERED = 500_000
@@ -492,44 +492,20 @@ class _Batch:
 
     def _write_people(self) -> list[store.ProfileRow]:
         changed = dict.fromkeys(person.root() for person in (*self.touched, *self.resolver.changed))
-        folder = self.rules.folder
         for person in changed:
             person.version += self.touched.get(person, 1)
-        rows = [
-            store.ProfileRow(
-                person,
-                _encode(person.graph),
-                _encode(registers.present(person.registers)),
-                _encode(folder.present(person.states)),
-                bytes(registers.present_consent(person.registers)),
-            )
-            for person in changed
-        ]
+        rows = [row_of(person, self.rules.folder) for person in changed]
         if rows:
             store.update_people(self.connection, rows, self.now)
         return rows
 
     def _applied(self, rows: Sequence[store.ProfileRow]) -> Applied:
-        shown = clock.isoformat_us(self.now_us)
-        documents = [
-            (
-                row.person.id,
-                row.person.version,
-                profiles.document(
-                    profiles.Document(
-                        row.person.id, row.graph, row.traits, row.computed, row.consent, row.person.version,
-                        shown, clock.isoformat_us(row.person.created_us), shown,
-                    )
-                ),
-            )
-            for row in rows
-        ]  # fmt: skip
         resolver = self.resolver
         carried = {identifier for message, _ in self.rows for identifier in message.identifiers}
         return Applied(
             events=len(self.rows),
             lock_seconds=resolver.lock_seconds,
-            documents=documents,
+            documents=[document_of(row, self.now_us) for row in rows],
             identifiers=resolver.remembered(carried, self.ids),
             evidence=resolver.evidence,
             splits=sum(one.kind == "split" for one in resolver.decisions),

@@ -89,7 +89,9 @@ class Shadow:
     def end(self) -> None:
         """Take the evidence of these anchors' events to that of all; called when all of them were folded."""
         for (anchor_id, identifiers), (source_class, at_us, message_id, source_id) in self._said.items():
-            anchor = self.names.get(anchor_id, NOBODY)
+            anchor = self.names.get(anchor_id)
+            if anchor is None:
+                continue
             given = (Evidence(source_class, at_us, message_id), source_id)
             for other in _pairs.decode(identifiers):
                 pair = paired(anchor, other)
