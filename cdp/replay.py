@@ -20,7 +20,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -33,7 +34,6 @@ from cdp.processing import accounts, clusters, registers, shadow
 from cdp.processing.clusters import Evidence, Link, Unmerge, paired
 from cdp.processing.identity import Identifier
 from cdp.processing.people import Delta
-from cdp.processing.rules import Rules
 from cdp.processing.shadow import Shadow
 from cdp.processing.states import State
 from martech.lib import clock
@@ -41,8 +41,9 @@ from martech.lib import clock
 IDENTIFIERS_PER_PASS = 200_000
 EXAMPLES = 10
 # Kinds of differences, in the order in which they are told.
+STATES = "trait states"
 KINDS = (
-    "missing identifiers", "superfluous identifiers", "links", "verdicts", "clusters", "registers", "trait states",
+    "missing identifiers", "superfluous identifiers", "links", "verdicts", "clusters", "registers", STATES,
     "traits", "computed traits", "consent", "identity graphs", "accounts",
 )  # fmt: skip
 
@@ -206,18 +207,26 @@ class Comparison:
                 if self.erased_at is None or created_at > self.erased_at:
                     self.unanchored.add(name)
             same = self._compare_registers(name, held, delta.registers)
-            if not self._compare("trait states", name, _known(states, self.reading.rules), delta.states) or not same:
+            if not self._compare(STATES, name, states, delta.states) or not same:
                 self.suspects.anchors.add(row_id)
 
     def _compare(self, kind: str, where: object, held: str | bytes, rebuilt: Any) -> bool:
         """Compare what PostgreSQL holds, as JSON, with what it should be; return whether it is."""
-        was, would = _exact(held), _exact(_encode(rebuilt))
+        encoded = _encode(rebuilt)
+        # So it is where there is nothing, which is often.
+        if encoded == (held.encode() if isinstance(held, str) else held):
+            return True
+        was, would = _exact(held), _exact(encoded)
+        if kind == STATES:
+            # Those whose definitions are gone are nobody's to say.
+            was = {key: state for key, state in was.items() if key in self.reading.rules.folder.kinds}
         if was != would:
             self.report.differ(kind, where, was, would)
         return bool(was == would)
 
     def _compare_registers(self, name: Identifier, held: str, rebuilt: registers.Registers) -> bool:
-        if _exact(held) == _exact(_encode(rebuilt)):
+        encoded = _encode(rebuilt)
+        if held.encode() == encoded or _exact(held) == _exact(encoded):
             return True
         # A merge policy was changed since: the older state shows until something new is said.
         given = registers.load(held)
@@ -279,10 +288,10 @@ class Comparison:
         for profile, rows in _grouped(history.stream(self.reading.session, _PROFILES, [])):
             self.report.profiles += 1
             # A profile of nobody, such as an erased one, is joined with one row of nothing.
-            members = {Identifier(*row[6:8]): row[8:] for row in rows if row[6] is not None}
+            members = {Identifier(row[7], row[8]): row[9:] for row in rows if row[7] is not None}
             for number, its in self._people_in(profile, members, of).items():
                 holders.setdefault(number, {})[profile] = its
-            if not self._compare_state(f"profile {profile}", rows[0], members):
+            if not self._compare_state(f"profile {profile}", rows[0][1:], members):
                 self.suspects.states.add(profile)
         self._compare_holders(holders)
 
@@ -332,7 +341,7 @@ class Comparison:
         # In a list: each of them is told.
         same = [
             self._compare("registers", where, held[0], given),
-            self._compare("trait states", where, _known(held[1], self.reading.rules), known),
+            self._compare(STATES, where, held[1], known),
             self._compare("traits", where, held[2], registers.present(given)),
             self._compare("computed traits", where, held[3], folder.present(states)),
             self._compare("consent", where, held[5], registers.present_consent(given)),
@@ -403,13 +412,6 @@ def _sorted(graph: str) -> bytes:
     return _encode({namespace: sorted(values) for namespace, values in msgspec.json.decode(graph).items()})
 
 
-def _known(states: str, rules: Rules) -> str | bytes:
-    """Return the states whose definitions are there still."""
-    kinds = rules.folder.kinds
-    held = msgspec.json.decode(states, type=dict[str, msgspec.Raw])
-    return states if held.keys() <= kinds.keys() else _encode({key: held[key] for key in held.keys() & kinds.keys()})
-
-
 _STATES = "SELECT id, created_at, registers::text, trait_states::text FROM cdp_identifier "
 _IN_RANGE, _AMONG = "WHERE id > %s AND id <= %s", "WHERE id = ANY(%s)"
 _PROFILES = """
@@ -428,7 +430,8 @@ SELECT g.value, a.created_at, a.registers::text, a.traits::text,
 FROM cdp_account a JOIN cdp_accountidentifier g ON g.account_id = a.id AND g.namespace = 'group_id'
 """
 _LINKS = """
-SELECT l.namespace, l.value, r.namespace, r.value, e.source_class, e.occurred_at, e.message_id, e.source_id, e.refused
+SELECT l.namespace, l.value, r.namespace, r.value, e.source_class,
+       (extract(epoch FROM e.occurred_at) * 1000000)::bigint, e.message_id, e.source_id, e.refused
 FROM cdp_edge e JOIN cdp_identifier l ON l.id = e.left_id JOIN cdp_identifier r ON r.id = e.right_id
 """
 _UNMERGES = """
@@ -439,28 +442,18 @@ JOIN cdp_identifier i ON i.id = s.identifier_id ORDER BY d.id
 
 
 def _grouped(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, list[tuple[Any, ...]]]]:
-    """Group rows by their first column, which they are in the order of; the groups are without it."""
-    key: Any = None
-    group: list[tuple[Any, ...]] = []
-    for first, *rest in rows:
-        if group and first != key:
-            yield key, group
-            group = []
-        key = first
-        group.append(tuple(rest))
-    if group:
-        yield key, group
+    """Group rows by their first column, which they are in the order of."""
+    return ((key, list(group)) for key, group in groupby(rows, itemgetter(0)))
 
 
 def _links(session: psycopg.Connection[Any], ids: Sequence[int] | None = None) -> Iterator[Link]:
     """Return all links, or those between identifiers of these row ids."""
     among = "" if ids is None else "WHERE e.left_id = ANY(%(ids)s) AND e.right_id = ANY(%(ids)s)"
-    values = {"ids": ids}
-    for *names, source_class, occurred_at, message_id, source_id, refused in history.stream(
-        session, _LINKS + among, values
+    for namespace, value, other, its, source_class, at_us, message_id, source_id, refused in history.stream(
+        session, _LINKS + among, {"ids": ids}
     ):
-        pair = paired(Identifier(*names[:2]), Identifier(*names[2:]))
-        yield Link(*pair, Evidence(source_class, clock.to_us(occurred_at), message_id), source_id, refused)
+        pair = paired(Identifier(namespace, value), Identifier(other, its))
+        yield Link(*pair, Evidence(source_class, at_us, message_id), source_id, refused)
 
 
 def _unmerges(session: psycopg.Connection[Any]) -> list[Unmerge]:

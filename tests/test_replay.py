@@ -321,7 +321,7 @@ def test_the_command_shows_what_some_events_make(couple, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--verify", "--event", "x"], "leave --verify or the filters out"),
+        (["--verify", "--event", "x"], "leave --verify and --repair or the filters out"),
         (["--source", "nobody"], "There is no source 'nobody'"),
         (["--profile", "user_id:nobody"], "There is no profile 'user_id:nobody'"),
         (["--identifiers-per-pass", "0"], "is 1 or more"),

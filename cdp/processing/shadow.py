@@ -20,6 +20,8 @@ from cdp.processing.people import Delta
 from cdp.processing.rules import Rules
 
 Pair = tuple[Identifier, Identifier]
+# Calls whose effect names the anchor: counters do, and memberships.
+_OF_ANCHORS = frozenset({"identify", "group"})
 _pairs = msgspec.json.Decoder(list[Identifier])
 
 
@@ -55,33 +57,33 @@ class Shadow:
 
     def fold(self, rows: Iterable[Row]) -> None:
         """Add events to the states of their anchors and to the evidence."""
-        rules, deltas = self.rules, self.deltas
-        for row in rows:
+        rules, deltas, names = self.rules, self.deltas, self.names
+        for anchor_id, identifiers, message in rows:
             self.events += 1
-            if row.message.type not in TYPES:
+            kind = message.type
+            if kind not in TYPES:
                 # A decision of somebody's, which the timeline shows.
                 continue
-            message = row.message
-            if message.type == "group":
-                message.anchor = self.names.get(row.anchor_id, NOBODY)
+            if kind in _OF_ANCHORS:
+                message.anchor = names.get(anchor_id, NOBODY)
+            if kind == "group":
                 fold_account(rules, self.accounts, message)
-            if not row.anchor_id:
+            if not anchor_id:
                 continue
-            delta = deltas.get(row.anchor_id)
+            delta = deltas.get(anchor_id)
             if delta is None:
-                delta = deltas[row.anchor_id] = Delta()
-            message.anchor = self.names.get(row.anchor_id, NOBODY)
+                delta = deltas[anchor_id] = Delta()
             fold_person(rules, delta, message)
-            if row.identifiers:
-                self._note_evidence(row)
+            if identifiers:
+                self._note_evidence((anchor_id, identifiers), message)
 
-    def _note_evidence(self, row: Row) -> None:
-        message = row.message
-        source_class = self._classes.get(message.source_id)
+    def _note_evidence(self, key: tuple[int, bytes], message: Message) -> None:
+        source, received_us = message.source_id, message.received_us
+        source_class = self._classes.get(source)
         if source_class is None:
-            source_class = self._classes[message.source_id] = self.rules.source_class(message.source_id)
-        at_us = message.received_us if source_class else min(message.occurred_us, message.received_us)
-        key, given = (row.anchor_id, row.identifiers), (source_class, at_us, message.message_id, message.source_id)
+            source_class = self._classes[source] = self.rules.source_class(source)
+        at_us = received_us if source_class or received_us < message.occurred_us else message.occurred_us
+        given = (source_class, at_us, message.message_id, source)
         held = self._said.get(key)
         if held is None or given < held:
             self._said[key] = given
