@@ -16,8 +16,8 @@ from cdp.models import Edge, Identifier, IdentityDecision, Profile
 from cdp.processing import registers, store
 from cdp.processing.clusters import DEFAULT
 from cdp.processing.decode import Message
+from cdp.processing.folding import origin_of
 from cdp.processing.identity import NOBODY
-from cdp.processing.pipeline import origin_of
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, trust
 from cdp.processing.states import Ranked
 from cdp.processing.traits import Folder

@@ -9,7 +9,7 @@ from __future__ import annotations
 import decimal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -21,6 +21,8 @@ from martech.lib.errors import ConfigurationError
 # Sums stay exact: what is taken in has at most 60 digits on either side of the point, so 2^63 of them fit.
 MAX_EXPONENT = 60
 EXACT = decimal.Context(prec=200, traps=[decimal.Inexact, decimal.InvalidOperation])
+# Types and names of events whose definitions are remembered.
+MOST_NAMES = 1000
 
 States = dict[str, Any]
 
@@ -85,6 +87,10 @@ class Sum(Kind):
         if isinstance(value, bool) or not isinstance(value, (int, decimal.Decimal)):
             return None
         number = decimal.Decimal(value)
+        text = str(number)
+        # Usually it is short and plain, and what follows dear.
+        if len(text) <= MAX_EXPONENT and "E" not in text:
+            return number if number.is_finite() else None
         exponent = number.as_tuple().exponent
         if not isinstance(exponent, int) or exponent < -MAX_EXPONENT or number.adjusted() > MAX_EXPONENT:
             return None
@@ -119,6 +125,12 @@ class Definition(msgspec.Struct, frozen=True):
         return f"{self.id}.{self.version}"
 
 
+class _Matcher(NamedTuple):
+    key: str
+    path: tuple[str, ...]
+    kind: Kind
+
+
 class Folder:
     """Definitions made ready to fold events with."""
 
@@ -126,22 +138,49 @@ class Folder:
         self.kinds = {definition.key: _kind(definition) for definition in definitions}
         self._named = sorted((definition.name, definition.key) for definition in definitions)
         self._matchers = [
-            (definition.event_type, definition.event_name, definition.key, _path(definition), _kind(definition))
+            (
+                definition.event_type,
+                definition.event_name,
+                _Matcher(definition.key, _path(definition), _kind(definition)),
+            )
             for definition in definitions
         ]
-        self._properties = _property_decoder({path[0] for _, _, _, path, _ in self._matchers if path})
+        # By type and name of an event.
+        self._matching: dict[tuple[str, str], list[_Matcher]] = {}
+        self._properties = _property_decoder(
+            {definition.options["property"].split(".")[0] for definition in definitions if _path(definition)}
+        )
+
+    @property
+    def reading(self) -> list[tuple[str, str]]:
+        """Of which events properties are read, by type and name; "" is any."""
+        return sorted({(event_type, name) for event_type, name, matcher in self._matchers if matcher.path})
 
     def fold(self, states: States, message: Message) -> None:
         """Add an event to `states`."""
+        matching = self._matching.get((message.type, message.name))
+        if matching is None:
+            matching = self._match(message.type, message.name)
         decoded = None
-        for event_type, event_name, key, path, kind in self._matchers:
-            if (event_type and event_type != message.type) or (event_name and event_name != message.name):
-                continue
+        for key, path, kind in matching:
             if path and decoded is None:
                 decoded = self._properties.decode(message.properties)
             lifted = kind.lift(message, _walk(decoded, path) if path else None)
             if lifted is not None:
                 states[key] = kind.combine(states[key], lifted) if key in states else lifted
+
+    def _match(self, kind: str, name: str) -> list[_Matcher]:
+        """Find the definitions that count events of a type and name, and remember them."""
+        # Senders choose the names.
+        if len(self._matching) >= MOST_NAMES:
+            self._matching.clear()
+        found = [
+            matcher
+            for event_type, event_name, matcher in self._matchers
+            if event_type in ("", kind) and event_name in ("", name)
+        ]
+        self._matching[kind, name] = found
+        return found
 
     def combine(self, left: States, right: States) -> States:
         """Return the states of both; a state whose definition is gone is kept from the left."""
@@ -166,11 +205,19 @@ def _kind(definition: Definition) -> Kind:
 
 
 def _path(definition: Definition) -> tuple[str, ...]:
-    return tuple(definition.options["property"].split(".")) if "property" in definition.options else ()
+    """Return where a definition's property stands: the decoder's name of its first part, and those of the others."""
+    if "property" not in definition.options:
+        return ()
+    first, *others = definition.options["property"].split(".")
+    return (_field(first), *others)
+
+
+def _field(name: str) -> str:
+    return f"p_{name.encode().hex()}"
 
 
 def _walk(decoded: Any, path: tuple[str, ...]) -> Any:
-    value = getattr(decoded, f"p_{path[0].encode().hex()}")
+    value = getattr(decoded, path[0])
     for name in path[1:]:
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -178,6 +225,6 @@ def _walk(decoded: Any, path: tuple[str, ...]) -> Any:
 
 def _property_decoder(names: set[str]) -> msgspec.json.Decoder[Any]:
     """Return a decoder that reads only these properties, with exact numbers."""
-    fields: Any = [(f"p_{name.encode().hex()}", Any, None) for name in sorted(names)]
-    rename = {f"p_{name.encode().hex()}": name for name in names}
+    fields: Any = [(_field(name), Any, None) for name in sorted(names)]
+    rename = {_field(name): name for name in names}
     return msgspec.json.Decoder(msgspec.defstruct("Properties", fields, rename=rename), float_hook=decimal.Decimal)
