@@ -9,7 +9,7 @@ BASE_PYTHON =
 UV = uv
 LOCK = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url -q
 
-.PHONY: help install up demo test test-sdks test-browser test-faults test-engines check bench lock clean
+.PHONY: help install up demo test test-laws test-sdks test-browser test-faults test-engines check bench lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -25,6 +25,9 @@ demo: $(VENV)/.installed-demo ## Start it, play real purchases through it, compa
 
 test: $(VENV)/.installed-dev ## Run the tests; they start servers of their own
 	@exec $(PYTEST) -q
+
+test-laws: $(VENV)/.installed-dev ## Run the properties alone, with 200 examples each (EXAMPLES=5000 for more)
+	@EXAMPLES=$${EXAMPLES:-200} exec $(PYTEST) -q -m laws
 
 test-sdks: $(VENV)/.installed-dev ## Run the Node SDKs against the platform (needs node and npm)
 	@exec $(PYTEST) -q -m sdks

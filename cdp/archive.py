@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -363,16 +363,25 @@ def events(*, anchors: Iterable[int], dropped_only: bool = False) -> Iterator[di
             yield from table.to_pylist()
 
 
+def groups(*, anchors: Collection[int] | None = None) -> Iterator[tuple[int, str]]:
+    """Return the anchor and the group id of each archived group call, of tables that PostgreSQL has no more."""
+    for file in files(anchors=anchors, dropped_only=True):
+        for table in read(file, anchors=anchors, columns=("anchor_id", "event_type", "extra")):
+            yield from parquet.groups(table)
+
+
 def erase(
     *,
     anchors: Iterable[int],
     identifiers: Iterable[Identifier] = (),
+    groups: Mapping[str, str] | None = None,
     mentioned: Callable[[frozenset[int]], object] = lambda anchors: None,
 ) -> Erased:
     """Take the events of some anchors out of every file, and the values of `identifiers` out of others' events.
 
     Those are the events that have one of them among their identifiers, as in PostgreSQL; what else may say a value
-    there says it in the person's own state too. Events must be gone from PostgreSQL, committed, before: a table that is
+    there says it in the person's own state too; and the calls of the accounts `groups`, by group id, which get another
+    one where it is given. Events must be gone from PostgreSQL, committed, before: a table that is
     archived after this has none of them. `mentioned` hears of whom (anchors) the events of others are that a file has,
     before it is written anew. Without identifiers only the files of the anchors are looked at. May be killed and called
     again.
@@ -381,7 +390,7 @@ def erase(
     total = Erased()
     with _lock():
         for file in files(anchors=None if named else gone):
-            removed, changed = _rewrite(file, lambda table: _without(table, gone, named), mentioned)
+            removed, changed = _rewrite(file, lambda table: _without(table, gone, named, groups or {}), mentioned)
             total = Erased(total.files + bool(removed or changed), total.removed + removed, total.changed + changed)
     return total
 
@@ -389,26 +398,28 @@ def erase(
 Change = Callable[["pa.Table"], tuple["pa.Table", int, list[int]]]
 
 
-def _without(table: pa.Table, gone: frozenset[int], named: Sequence[Identifier]) -> tuple[pa.Table, int, list[int]]:
+def _without(
+    table: pa.Table, gone: frozenset[int], named: Sequence[Identifier], groups: Mapping[str, str]
+) -> tuple[pa.Table, int, list[int]]:
     """Return a table without a person, the rows that went, and the anchors of those that were changed."""
     pa = parquet.arrow()
     theirs = pa.compute.is_in(table["anchor_id"], value_set=pa.array(sorted(gone), pa.int64()))
     left = table.filter(pa.compute.invert(theirs))
     removed = table.num_rows - left.num_rows
-    cleaned, changed = parquet.redacted(left, named) if named else (left, [])
+    cleaned, changed = parquet.redacted(left, named, groups) if named else (left, [])
     return cleaned, removed, changed
 
 
 def _rewrite(file: ArchiveFile, change: Change, mentioned: Callable[[frozenset[int]], object]) -> tuple[int, int]:
     """Write a file anew where `change` changes something of it; return the events it took out and changed."""
-    removed, changed = 0, []
+    removed, changed = 0, list[int]()
     with _open(file) as stored:
         for table in parquet.tables(stored):
-            _, out, others = change(table)
+            _, out, theirs = change(table)
             removed += out
-            changed += others
-    if changed:
-        mentioned(frozenset(changed))
+            changed += theirs
+    if others := frozenset(changed) - {parquet.NOBODY}:
+        mentioned(others)
     if removed or changed:
         with _open(file) as stored, _spool(change(table)[0] for table in parquet.tables(stored)) as (spooled, rows):
             name = _name(file.table, file.bucket, file.buckets)

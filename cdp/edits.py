@@ -252,7 +252,9 @@ def _body(anchor: Identifier, said: bytes, at_us: int, actor: str) -> bytes:
 
 
 def _taken(applied: Applied, anchor: Identifier) -> Edited:
-    """Return what the core made of the one event; Unfit where it put it aside."""
+    """Return what the core made of the one event; UnknownProfile of an erased person, Unfit where it put it aside."""
+    if applied.suppressed:
+        raise UnknownProfile("The person is being erased: nothing of them is kept any more.")
     if applied.events != 1:
         reason = next(iter(applied.rejections), "it came before")
         raise Unfit(f"The edit cannot be kept ({reason}). Send less, and no characters that cannot be stored.")

@@ -16,8 +16,8 @@ from cdp.models import Edge, Identifier, IdentityDecision, Profile
 from cdp.processing import registers, store
 from cdp.processing.clusters import DEFAULT
 from cdp.processing.decode import Message
+from cdp.processing.folding import origin_of
 from cdp.processing.identity import NOBODY
-from cdp.processing.pipeline import origin_of
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, trust
 from cdp.processing.states import Ranked
 from cdp.processing.traits import Folder
@@ -108,7 +108,7 @@ def effects(message: Message, rules: Rules, *, anchor_id: int, profiles: Sequenc
 def _computed(message: Message, rules: Rules, values: dict[str, Any]) -> list[Computed]:
     states: dict[str, Any] = {}
     rules.folder.fold(states, message)
-    contributed = msgspec.json.decode(msgspec.json.encode(rules.folder.present(states)))
+    contributed = msgspec.json.decode(msgspec.json.encode(rules.folder.present(states, clock.now_us())))
     return [Computed(name, value, values.get(name)) for name, value in contributed.items()]
 
 

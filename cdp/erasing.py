@@ -7,32 +7,39 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from django.contrib.admin.models import LogEntry
+import msgspec
 from django.db import connection
 
-from cdp import dead_letters, redaction
-from cdp.models import DeadLetter, EventImport, TaskRun
-from cdp.processing import suppression
+from cdp import redaction
+from cdp.processing.accounts import Membership
+from cdp.processing.consent import Choice, Consent
 from cdp.processing.identity import Identifier
+from cdp.processing.states import Asked, Counter, Ranked, Tags
 from cdp.processing.store import RULES_LOCK
-from cdp.redaction import ERASED
 from martech.lib.errors import RetryableError
 
+_STRUCTS = (Ranked, Tags, Counter, Asked, Consent, Choice, Membership)
+# What states are written with: without them nobody could read one.
+_WORDS = frozenset(
+    {"policy", *(one.encode_name for struct in _STRUCTS for one in msgspec.structs.fields(struct))}
+    | {str(struct.__struct_config__.tag) for struct in _STRUCTS}
+)
 # Rows that are looked at, or rewritten, in one go.
 CHUNK = 500
 # Profiles may be merged while we wait for their locks.
 TRIES = 10
 
-_LIVING = """
-SELECT DISTINCT i.profile_id FROM cdp_identifier i
-LEFT JOIN unnest(%(namespaces)s::text[], %(values)s::text[]) AS wanted (namespace, value)
-    ON i.namespace = wanted.namespace AND i.value = wanted.value
-WHERE wanted.value IS NOT NULL OR i.profile_id = ANY(%(profiles)s::uuid[])
+# Two look-ups, each by an index: asked for in one condition, they would read all identifiers.
+LIVING = """
+SELECT i.profile_id FROM unnest(%(namespaces)s::text[], %(values)s::text[]) AS wanted (namespace, value)
+JOIN cdp_identifier i ON i.namespace = wanted.namespace AND i.value = wanted.value
+UNION
+SELECT profile_id FROM cdp_identifier WHERE profile_id = ANY(%(profiles)s::uuid[])
 """
 # Those that became part of them, at whatever remove; and of those that are given, what they became part of.
 _ALL = """
@@ -50,11 +57,12 @@ SELECT id FROM down
 _LOCK = "SELECT id FROM customer_profiles WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE"
 _EMPTY = """
 UPDATE customer_profiles SET identity_graph = '{}', traits = '{}', computed_traits = '{}', registers = '{}',
-    trait_states = '{}', consent = '{}', standing = 0, version = version + 1, timestamp = now(), erased_at = now()
+    trait_states = '{}', consent = '{}', standing = 0, due_at = NULL, version = version + 1, timestamp = now(),
+    erased_at = now()
 WHERE id = ANY(%s::uuid[]) AND (erased_at IS NULL OR identity_graph <> '{}')
 """
 # In this order: what points to identifiers goes before them. Each takes the ids of the anchors.
-_DELETIONS = {
+DELETIONS = {
     "events": "DELETE FROM event_stream WHERE anchor_id = ANY(%s::bigint[])",
     "edges": "DELETE FROM cdp_edge WHERE left_id = ANY(%s::bigint[]) OR right_id = ANY(%s::bigint[])",
     "unmerge_sides": "DELETE FROM cdp_unmergeside WHERE identifier_id = ANY(%s::bigint[])",
@@ -73,6 +81,14 @@ WITH beside AS (
     )
 )
 SELECT id, profile_id FROM cdp_identifier JOIN beside USING (id) WHERE id <> ALL(%(anchors)s::bigint[])
+"""
+_GROUPS = """
+SELECT extra->>'groupId' FROM event_stream
+WHERE anchor_id = ANY(%(anchors)s::bigint[]) AND event_type = 'group' AND extra->>'groupId' <> ''
+UNION
+SELECT named.value FROM cdp_accountmember m
+JOIN cdp_accountidentifier named ON named.account_id = m.account_id AND named.namespace = 'group_id'
+WHERE m.identifier_id = ANY(%(anchors)s::bigint[])
 """
 _DECISIONS = """
 UPDATE cdp_identitydecision SET detail = '{}', message_id = ''
@@ -99,18 +115,10 @@ FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND (
 )
 LIMIT %(limit)s FOR UPDATE
 """
-_REWRITE = """
+REWRITE = """
 UPDATE event_stream SET message_id = %s, name = %s, identifiers = %s::jsonb, properties = %s::jsonb,
     context = %s::jsonb, extra = %s::jsonb
 WHERE event_id = %s AND ingested_at = %s
-"""
-# A search of bytes, whatever they are: non-ASCII ones are written as ASCII, which `lower` and `position` take.
-_LETTERS = """
-SELECT id FROM cdp_deadletter AS letter
-WHERE id > %s AND EXISTS (
-    SELECT FROM unnest(%s::bytea[]) AS form (bytes)
-    WHERE position(lower(encode(form.bytes, 'escape')) IN lower(encode(letter.delivery, 'escape'))) > 0
-) ORDER BY id LIMIT %s
 """
 
 
@@ -119,7 +127,8 @@ class Person:
     """Whom an erasure is about, as far as it has found out: kept in its row until the end.
 
     `anchors` are the ids of the identifiers' rows; `around` are those of others' that edges led to, `neighbours` their
-    profiles.
+    profiles. `aliases` are anonymous ids by which others' profiles knew the person's user ids (`cdp.aliases`).
+    `groups` are the group ids of accounts that the person's calls named, with what the erasure makes of them.
     """
 
     identifiers: list[Identifier] = field(default_factory=list)
@@ -127,11 +136,18 @@ class Person:
     profiles: list[UUID] = field(default_factory=list)
     around: list[int] = field(default_factory=list)
     neighbours: list[UUID] = field(default_factory=list)
+    aliases: list[Identifier] = field(default_factory=list)
+    groups: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[Identifier]:
+        """All that names the person: whoever has one of them among their identifiers names them."""
+        return [*self.identifiers, *(one for one in self.aliases if one not in self.identifiers)]
 
     @property
     def values(self) -> list[str]:
-        """The identifiers' values."""
-        return sorted({one.value for one in self.identifiers})
+        """The values of all that names them."""
+        return sorted({one.value for one in self.names})
 
 
 def hold(person: Person) -> None:
@@ -140,7 +156,7 @@ def hold(person: Person) -> None:
     # Batches name identifiers that stand for nobody without locking them: those at work end first.
     select("SELECT pg_advisory_xact_lock(%s)", [RULES_LOCK])
     for _ in range(TRIES):
-        living = {row[0] for row in select(_LIVING, _named(person))}
+        living = {row[0] for row in select(LIVING, named(person))}
         if living <= held:
             break
         # More than one round, where a batch joined them to others meanwhile, may deadlock: then the task comes again.
@@ -149,7 +165,8 @@ def hold(person: Person) -> None:
         raise RetryableError("The person's profiles are being merged all the time. Try again.")
     rows = select("SELECT id, namespace, value FROM cdp_identifier WHERE profile_id = ANY(%s::uuid[])", [sorted(held)])
     person.anchors = sorted({*person.anchors, *(row[0] for row in rows)})
-    person.identifiers = list(dict.fromkeys([*person.identifiers, *(Identifier(*row[1:]) for row in rows)]))
+    found = [one for row in rows if (one := Identifier(*row[1:])) not in person.aliases]
+    person.identifiers = list(dict.fromkeys([*person.identifiers, *found]))
     person.profiles = sorted({*person.profiles, *held})
     whole(person)
 
@@ -162,13 +179,20 @@ def whole(person: Person) -> Person:
 
 def delete(person: Person) -> dict[str, int]:
     """Delete a held person's rows, leave their profiles as empty stubs, and return how many rows it was."""
-    beside = select(NEIGHBOURS, {"anchors": person.anchors})
+    note_beside(person, person.anchors)
+    named = (row[0] for row in select(_GROUPS, {"anchors": person.anchors}))
+    person.groups = {group: group for group in named} | person.groups
+    counts = {name: count(query, [person.anchors] * query.count("%s")) for name, query in DELETIONS.items()}
+    counts["decisions"] = count(_DECISIONS, {"profiles": person.profiles})
+    counts["profiles"] = count(_EMPTY, [person.profiles])
+    return counts
+
+
+def note_beside(person: Person, anchors: Sequence[int]) -> None:
+    """Add those whose events may name what is about to be deleted: whom edges and unmerges lead to from these rows."""
+    beside = select(NEIGHBOURS, {"anchors": anchors})
     person.around = sorted({*person.around, *(row[0] for row in beside)})
     person.neighbours = sorted({*person.neighbours, *(row[1] for row in beside)})
-    counts = {name: _count(query, [person.anchors] * query.count("%s")) for name, query in _DELETIONS.items()}
-    counts["decisions"] = _count(_DECISIONS, {"profiles": person.profiles})
-    counts["profiles"] = _count(_EMPTY, [person.profiles])
-    return counts
 
 
 def orphans(person: Person) -> Person:
@@ -180,39 +204,12 @@ def orphans(person: Person) -> Person:
     select(_LOCK, [sorted({row[0] for row in beside})])
     found = select(_ORPHANS, [person.around])
     alone = Person([Identifier(*row[1:3]) for row in found], [row[0] for row in found], [row[3] for row in found])
-    _execute(_DELETIONS["identifiers"], [alone.anchors])
+    _execute(DELETIONS["identifiers"], [alone.anchors])
     _execute(_EMPTY, [alone.profiles])
     return alone
 
 
-def letters(person: Person) -> int:
-    """Delete the dead letters that hold one of the person's identifiers; return how many."""
-    return DeadLetter.objects.filter(pk__in=[letter.pk for letter in letters_of(person)]).delete()[0]
-
-
-def letters_of(person: Person) -> Iterator[DeadLetter]:
-    """Yield the dead letters that hold one of the person's identifiers, oldest first."""
-    found, after = redaction.pattern(person.values), 0
-    while person.values and (ids := [row[0] for row in select(_LETTERS, [after, _forms(person.values), CHUNK])]):
-        after = ids[-1]
-        for letter in DeadLetter.objects.filter(pk__in=ids).order_by("pk").iterator(20):
-            if _holds(letter, found):
-                yield letter
-
-
-def _holds(letter: DeadLetter, found: re.Pattern[str]) -> bool:
-    """Tell whether an identifier stands in a letter as a text of its own, or as a word of one."""
-    try:
-        delivery = dead_letters.delivery_of(letter)
-    except dead_letters.UnreadableLetter:
-        # Its bytes hold one, and nobody can say more.
-        return True
-    bodies = [delivery.context, delivery.integrations, *(event.body for event in delivery.events)]
-    said = [letter.message_id, *(text for body in bodies for text in suppression.texts(body))]
-    return any(found.search(text) for text in [*said, *(body.decode("utf-8", "replace") for body in bodies)])
-
-
-def _forms(values: Iterable[str]) -> list[bytes]:
+def forms(values: Iterable[str]) -> list[bytes]:
     """Return how JSON may write values."""
     plain = {
         form
@@ -226,10 +223,10 @@ def _forms(values: Iterable[str]) -> list[bytes]:
 def mentions(person: Person) -> int:
     """Take the person's identifiers out of some events of others, and of their traits; return of how many events."""
     found = redaction.pattern(person.values)
-    pairs = [json.dumps([[one.namespace, one.value]]) for one in person.identifiers]
+    pairs = [json.dumps([[one.namespace, one.value]]) for one in person.names]
     events = select(_MENTIONS, {"around": person.around, "pairs": pairs, "limit": CHUNK})
     for row in events:
-        _execute(_REWRITE, _without(row, person, found))
+        _execute(REWRITE, without(row, person, found))
     if events:
         mentioned(person, {row[2] for row in events})
     return len(events)
@@ -237,17 +234,23 @@ def mentions(person: Person) -> int:
 
 def mentioned(person: Person, anchors: Collection[int]) -> None:
     """Take the person's identifiers out of the traits of others, by the anchors of events that name them."""
-    profiles = _scrub_states(anchors, redaction.pattern(person.values))
+    profiles = _scrub_states(anchors, pattern_of_states(person))
     person.neighbours = sorted({*person.neighbours, *profiles})
 
 
-def _without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
+def without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
+    """Return what `REWRITE` makes of an event, so that it no longer names the person."""
     event_id, ingested_at, _, message_id, name, identifiers, *said = row
-    gone = set(person.identifiers)
+    gone = set(person.names)
     kept = [pair for pair in json.loads(identifiers) if Identifier(*pair) not in gone]
     cleaned = [text and redaction.redact_json(text, found) for text in said]
     plain = [redaction.redact(text, found) for text in (message_id, name)]
     return [*plain, json.dumps(kept, ensure_ascii=False), *cleaned, event_id, ingested_at]
+
+
+def pattern_of_states(person: Person) -> re.Pattern[str]:
+    """Return what finds the person's values in states, but for those that are words of the states themselves."""
+    return redaction.pattern(one for one in person.values if one.lower() not in _WORDS)
 
 
 def _scrub_states(anchors: Collection[int], found: re.Pattern[str]) -> list[UUID]:
@@ -276,55 +279,8 @@ def _scrub_rows(
             _execute(f"UPDATE {table} SET {set_to}{also} WHERE id = %s", [*after, row_id])  # noqa: S608
 
 
-def elsewhere(person: Person) -> dict[str, int]:
-    """Take the person out of what people and tasks wrote down: the admin's log, errors of tasks, notes."""
-    found = redaction.pattern(person.values)
-    return {
-        "decisions": _scrub_decisions(person, found),
-        "admin_log": _scrub_log(person, found),
-        "task_errors": _scrub_texts(TaskRun.objects.exclude(error=""), ("error",), person, found),
-        "imports": _scrub_texts(EventImport.objects.all(), ("name", "trouble"), person, found),
-    }
-
-
-def _scrub_decisions(person: Person, found: re.Pattern[str]) -> int:
-    """Redact the decisions on others that name an identifier of the person's."""
-    rows = select(
-        "SELECT id, detail::text, message_id FROM cdp_identitydecision WHERE EXISTS (SELECT FROM unnest(%s::text[]) AS"
-        " form (text) WHERE position(lower(form.text) IN lower(detail::text || ' ' || message_id)) > 0)",
-        [[form.decode() for form in _forms(person.values)]],
-    )
-    changed = 0
-    for row_id, detail, message_id in rows:
-        cleaned = redaction.redact_json(detail, found), redaction.redact(message_id, found)
-        if cleaned != (detail, message_id):
-            _execute("UPDATE cdp_identitydecision SET detail = %s::jsonb, message_id = %s WHERE id = %s",
-                     [*cleaned, row_id])  # fmt: skip
-            changed += 1
-    return changed
-
-
-def _scrub_log(person: Person, found: re.Pattern[str]) -> int:
-    ours = [str(one) for one in [*person.profiles, *person.anchors]]
-    rows = LogEntry.objects.filter(content_type__app_label="cdp", object_id__in=ours)
-    shown = rows.exclude(object_repr=ERASED).update(object_repr=ERASED, change_message="")
-    return shown + _scrub_texts(LogEntry.objects.all(), ("object_repr", "change_message"), person, found)
-
-
-def _scrub_texts(rows: Any, columns: Sequence[str], person: Person, found: re.Pattern[str]) -> int:
-    """Redact text columns of the rows that hold a value."""
-    changed = 0
-    for column in columns:
-        for value in person.values:
-            for row in rows.filter(**{f"{column}__icontains": value}).only(column).iterator(100):
-                text = getattr(row, column)
-                cleaned = redaction.redact(text, found)
-                if cleaned != text:
-                    changed += rows.model.objects.filter(pk=row.pk).update(**{column: cleaned})
-    return changed
-
-
-def _named(person: Person) -> dict[str, Any]:
+def named(person: Person) -> dict[str, Any]:
+    """Return what `LIVING` asks for."""
     return {
         "namespaces": [one.namespace for one in person.identifiers],
         "values": [one.value for one in person.identifiers],
@@ -344,7 +300,8 @@ def _execute(query: Any, values: Any) -> None:
         cursor.execute(query, values)
 
 
-def _count(query: str, values: Any) -> int:
+def count(query: str, values: Any) -> int:
+    """Do what a query says, and return of how many rows."""
     with connection.cursor() as cursor:
         cursor.execute(query, values)
         return cursor.rowcount

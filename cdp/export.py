@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from cdp import archive, audit, dead_letters, erasing, holders, subjects
+from cdp import archive, audit, dead_letters, erased_letters, erasing, holders, subjects
 from cdp.erasing import Person
 from cdp.models import AuditEntry
 from cdp.processing import suppression
@@ -142,7 +142,7 @@ def _archived(subject: Subject) -> Rows:
 
 
 def _letters(subject: Subject) -> Rows:
-    for letter in erasing.letters_of(_person(subject)):
+    for letter in erased_letters.holding(_person(subject)):
         shown = dead_letters.payload_of(letter)
         yield _encode(
             {

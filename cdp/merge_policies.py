@@ -43,7 +43,7 @@ def create(*, trait: str, policy: str, sources: Sequence[int] = ()) -> MergePoli
 def change(policy: MergePolicy, *, kind: str, sources: Sequence[int]) -> None:
     """Change a policy, whose version rises: what later events say then stands above what was kept before.
 
-    Until then the older state shows, and a replay under the new policy comes to all of it.
+    Until then the older state shows; `manage.py replay --repair` brings all of it under the new policy.
     """
     check(trait=policy.trait, policy=kind, sources=sources)
     if (kind, list(sources)) == (policy.policy, policy.sources):

@@ -7,7 +7,7 @@ in the order of (anchor_id, occurred_at, event_id). pyarrow is loaded when it is
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
@@ -56,6 +56,8 @@ ORDER = ("anchor_id", "occurred_at", "event_id")
 # Where an event may name a person.
 SAID = ("name", "message_id", "original_timestamp")
 SAID_AS_JSON = ("properties", "context", "extra")
+# The anchor of what concerns no person.
+NOBODY = 0
 _pairs = msgspec.json.Decoder(list[list[tuple[str, str]]])
 _texts = msgspec.json.Decoder(list[list[str]])
 
@@ -207,17 +209,33 @@ def plain(table: pa.Table) -> Iterator[dict[str, Any]]:
     return (dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
-def redacted(table: pa.Table, named: Sequence[Identifier]) -> tuple[pa.Table, list[int]]:
+def groups(table: pa.Table) -> Iterator[tuple[int, str]]:
+    """Return the anchor and the group id of each group call."""
+    pa = arrow()
+    calls = table.filter(pa.compute.equal(table["event_type"], "group"))
+    for anchor, extra in zip(calls["anchor_id"].to_pylist(), calls["extra"].to_pylist(), strict=True):
+        yield anchor, _group_of(extra)
+
+
+def _group_of(extra: str | None) -> str:
+    given = msgspec.json.decode(extra).get("groupId") if extra else ""
+    return given if isinstance(given, str) else ""
+
+
+def redacted(table: pa.Table, named: Sequence[Identifier], groups: Mapping[str, str]) -> tuple[pa.Table, list[int]]:
     """Return a table in which no event that has one of the identifiers says the value of any (`redaction`).
 
-    With it come the anchors of the events that were changed.
+    Nor do group calls of `groups`, by group id, which get the one that is given. With it come the anchors of the events
+    that were changed, NOBODY for those that were not of the identifiers.
     """
     pa = arrow()
-    mask = _identified(table, named)
+    identified = _identified(table, named)
+    mask = pa.compute.or_(identified, _of_groups(table, groups)) if groups else identified
     found = redaction.pattern(one.value for one in named)
     before = table.filter(mask).to_pylist()
-    after = [_redacted(row, found, frozenset(named)) for row in before]
-    changed = [old["anchor_id"] for new, old in zip(after, before, strict=True) if new != old]
+    after = [_redacted(row, found, frozenset(named), groups) for row in before]
+    pairs = zip(after, before, identified.filter(mask).to_pylist(), strict=True)
+    changed = [old["anchor_id"] if names else NOBODY for new, old, names in pairs if new != old]
     if not changed:
         return table, []
     others = table.filter(pa.compute.invert(mask))
@@ -239,8 +257,22 @@ def _identified(table: pa.Table, named: Sequence[Identifier]) -> Any:
     return pa.compute.is_in(pa.array(range(len(lists)), parents.type), value_set=parents)
 
 
-def _redacted(row: dict[str, Any], found: re.Pattern[str], named: frozenset[Identifier]) -> dict[str, Any]:
+def _of_groups(table: pa.Table, groups: Mapping[str, str]) -> Any:
+    """Return for each row whether it is a call of one of the groups."""
+    pa = arrow()
+    calls = pa.compute.equal(table["event_type"], "group")
+    numbers = pa.compute.indices_nonzero(calls).to_pylist()
+    extras = table["extra"].filter(calls).to_pylist()
+    hits = [number for number, extra in zip(numbers, extras, strict=True) if _group_of(extra) in groups]
+    return pa.compute.is_in(pa.array(range(table.num_rows), pa.int64()), value_set=pa.array(hits, pa.int64()))
+
+
+def _redacted(
+    row: dict[str, Any], found: re.Pattern[str], named: frozenset[Identifier], groups: Mapping[str, str]
+) -> dict[str, Any]:
     plain = {name: redaction.redact(row[name], found) for name in SAID if row[name]}
     coded = {name: redaction.redact_json(row[name], found) for name in SAID_AS_JSON if row[name]}
     kept = [one for one in row["identifiers"] if (one["namespace"], one["value"]) not in named]
+    if row["event_type"] == "group" and (group := _group_of(row["extra"])) in groups:
+        coded["extra"] = redaction.with_member(coded["extra"], "groupId", groups[group])
     return row | plain | coded | {"identifiers": kept}

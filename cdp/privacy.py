@@ -22,12 +22,27 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connection, transaction
 
-from cdp import archive, audit, erasing, holders, redaction, showing, subjects, suppressions, unmerging
+from cdp import (
+    aliases,
+    archive,
+    audit,
+    erased_accounts,
+    erased_letters,
+    erased_words,
+    erasing,
+    holders,
+    lookup,
+    redaction,
+    showing,
+    subjects,
+    suppressions,
+    unmerging,
+)
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Log, encode_entry
 from cdp.models import AccountMember, Checkpoint, Erasure, Profile, Standing
-from cdp.processing import store
+from cdp.processing import store, suppression
 from cdp.processing.pipeline import Pipeline
 from cdp.profiles import ProfileCache
 from cdp.subjects import Subject
@@ -214,18 +229,21 @@ def _erase_rows(turn: Run) -> Receipt:
     """Delete the person's rows, and keep out what was joined to them since they were asked for."""
     person = turn.work.person
     erasing.hold(person)
-    suppressions.add(person.identifiers, turn.id)
+    if aliases.take_out(person):
+        # Without them the rules may have made others of those who hang together.
+        erasing.hold(person)
+    suppressions.add(person.names, turn.id)
     return erasing.delete(person)
 
 
 def _erase_letters(turn: Run) -> Receipt:
-    return {"dead_letters": erasing.letters(turn.work.person)}
+    return dict(erased_letters.erase(turn.work.person))
 
 
 def _erase_cached(turn: Run) -> Receipt:
     person = turn.work.person
     with closing(ProfileCache(settings.CONFIG.cache_url)) as cache:
-        return {"keys": cache.erase(person.identifiers, person.profiles, person.neighbours)}
+        return {"keys": cache.erase(person.names, person.profiles, person.neighbours)}
 
 
 def _erase_logged(turn: Run) -> Receipt:
@@ -312,9 +330,8 @@ def _look_at(profile_id: UUID) -> None:
         try:
             with transaction.atomic():
                 connection.ensure_connection()
-                applied = Pipeline(suppressions.key()).look_at_all(
-                    connection.connection, [profile_id], reason="erasure"
-                )
+                living = lookup.survivor(profile_id) or profile_id
+                applied = Pipeline(suppressions.key()).look_at_all(connection.connection, [living], reason="erasure")
                 unmerging.tell(applied)
                 transaction.on_commit(partial(showing.show, applied), robust=True)
             return
@@ -335,6 +352,13 @@ def _erase_mentions(turn: Run) -> Receipt:
     return {"events": turn.work.mentions}
 
 
+def _erase_accounts(turn: Run) -> Receipt:
+    found = erased_accounts.erase(turn.work.person)
+    if names := erased_accounts.kept_out(turn.work.person):
+        suppressions.add(map(suppression.of_group, names), turn.id)
+    return dict(found)
+
+
 def _erase_archived(turn: Run) -> Receipt:
     person = turn.work.person
 
@@ -343,17 +367,17 @@ def _erase_archived(turn: Run) -> Receipt:
             erasing.mentioned(person, anchors)
             turn.keep()
 
-    found = archive.erase(anchors=person.anchors, identifiers=person.identifiers, mentioned=mentioned)
+    found = archive.erase(anchors=person.anchors, identifiers=person.names, groups=person.groups, mentioned=mentioned)
     _erase_cached(turn)
     return asdict(found)
 
 
 def _erase_held(turn: Run) -> Receipt:
-    return {one.name: one.erase(turn.work.person.identifiers) for one in holders.holders()}
+    return {one.name: one.erase(turn.work.person.names) for one in holders.holders()}
 
 
 def _erase_elsewhere(turn: Run) -> Receipt:
-    return erasing.elsewhere(turn.work.person)
+    return dict(erased_words.erase(turn.work.person))
 
 
 # In this order. The archive comes after PostgreSQL, from which it is written.
@@ -365,12 +389,13 @@ STEPS: dict[str, Callable[[Run], Receipt]] = {
     "late": _erase_late,
     "clusters": _look_again,
     "mentions": _erase_mentions,
+    "accounts": _erase_accounts,
     "archive": _erase_archived,
     "holders": _erase_held,
     "elsewhere": _erase_elsewhere,
 }
 # Those that are PostgreSQL's own: done and written down in one transaction.
-JOINT = frozenset({"postgresql", "dead_letters", "elsewhere"})
+JOINT = frozenset({"postgresql", "dead_letters", "accounts", "elsewhere"})
 
 
 def _receipt(found: Receipt) -> Receipt:

@@ -25,7 +25,7 @@ def key() -> bytes:
 
 def add(identifiers: Iterable[Identifier], erasure_id: UUID | None) -> int:
     """Keep identifiers out from the caller's commit on; return how many of them were not kept out before."""
-    now = clock.now()
+    identifiers, now = list(identifiers), clock.now()
     SuppressedIdentifier.objects.bulk_create(
         [SuppressedIdentifier(digest=suppression.canary(key()), created_at=now)], ignore_conflicts=True
     )

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
-from cdp import archive, identity_rules, integrity, keys, partitions, privacy, rule_drafts, showing, task_runs
+from cdp import archive, falling, identity_rules, integrity, keys, partitions, privacy, rule_drafts, showing, task_runs
 from cdp.imports import uploads
 from cdp.imports.ledger import ImportBusy
 
@@ -33,6 +33,12 @@ def publish_keys() -> None:
 def show_edits() -> None:
     """Let the cache show what people changed of late, where it was away when they did."""
     showing.show_edits(now=timezone.now())
+
+
+@shared_task
+def let_traits_fall() -> None:
+    """Compute anew what time alone has changed: windows that events have left, days that have passed."""
+    falling.fall(seconds=settings.TASK_SECONDS / 4)
 
 
 @shared_task

@@ -45,6 +45,7 @@ app.conf.beat_schedule = {
     "Heartbeat of worker and beat": every(30, "cdp.tasks.heartbeat"),
     "Publish keys": every(60, "cdp.tasks.publish_keys"),
     "Show edits": every(60, "cdp.tasks.show_edits"),
+    "Let traits fall due": every(5, "cdp.tasks.let_traits_fall"),
     "Close lost task runs": every(60, "cdp.tasks.close_lost_task_runs"),
     "Carry on lost imports": every(60, "cdp.tasks.carry_on_imports"),
     "Prune imports' files": at("cdp.tasks.prune_imports", hour="4", minute="20"),

@@ -9,14 +9,22 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 ROOT = Path(__file__).parent.parent
-# Of each property: EXAMPLES=5000 for a long look.
-settings.register_profile("martech", max_examples=int(os.environ.get("EXAMPLES", "200")), deadline=None)
+# Of each property: a few with all other tests; `make test-laws` takes 200, with EXAMPLES=5000 a long look.
+settings.register_profile("martech", max_examples=int(os.environ.get("EXAMPLES", "20")), deadline=None)
 settings.load_profile("martech")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the properties as laws, before markers choose what runs."""
+    for item in items:
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker("laws")
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +50,9 @@ def copied(template):
     """Return the address of a copy of a database, for as long as it is needed."""
     name = f"t_{uuid4().hex[:12]}"
     with psycopg.connect(os.environ["DATABASE_URL"], dbname="postgres", autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, template))))
+        admin.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(*map(sql.Identifier, (name, template)))
+        )
         yield as_url(make_conninfo(os.environ["DATABASE_URL"], dbname=name))
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -73,6 +83,16 @@ def pointed_at(url, django_db_blocker):
             connection.close()
             connection.close_pool()
             connection.settings_dict["NAME"] = before
+
+
+@pytest.fixture(autouse=True)
+def _let_go():
+    """Forget connections that a test opened by settings of its own."""
+    yield
+    from cdp import keys, showing
+
+    keys._store.cache_clear()
+    showing._cache.cache_clear()
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from collections import Counter
 from itertools import count
 
+import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from cdp.processing import clusters, registers
@@ -12,17 +14,36 @@ from cdp.processing.identity import Identifier, anchor_of
 _numbers = count(1)
 START_US = 1_780_000_000_000_000
 NAMESPACES = ("user_id", "email", "anonymous_id")
+# The examples of each property in `make test-laws`.
+FULL = 200
+
+
+def random_histories(*seeds):
+    """Run a test with seeds: with one beside all other tests, with all of them among the laws."""
+
+    def marked(test):
+        some = seeds if settings().max_examples >= FULL else seeds[:1]
+        return pytest.mark.laws(pytest.mark.parametrize("seed", some)(test))
+
+    return marked
 
 
 class Call(dict):
     """A message of a history, with its source class."""
 
 
-def calls(people=4, most=14, sources=(0, 1)):
-    """Return a strategy of lists of (source class, time, user, email, anonymous id); an absent one is ""."""
+def calls(people=4, most=14, sources=(0, 1), aliases=False):
+    """Return a strategy of lists of (source class, time, user, email, anonymous id); an absent one is "".
+
+    With `aliases` some are of four: source class, time, user, and the user id that an alias says they had before.
+    """
     some = {name: st.sampled_from(["", *(f"{name[0]}{number}" for number in range(people))]) for name in NAMESPACES}
     one = st.tuples(st.sampled_from(sources), st.integers(0, 20), *(some[name] for name in NAMESPACES))
-    return st.lists(one.filter(lambda call: any(call[2:])), min_size=1, max_size=most)
+    one = one.filter(lambda call: any(call[2:]))
+    if aliases:
+        users = st.sampled_from([f"u{number}" for number in range(people)])
+        one = one | st.tuples(st.sampled_from(sources), st.integers(0, 20), users, users)
+    return st.lists(one, min_size=1, max_size=most)
 
 
 def prefix():
@@ -33,24 +54,40 @@ def prefix():
 def messages(history, mark):
     """Return (source class, received, message) for each call of a history."""
     found = []
-    for number, (source_class, at, user, email, anonymous) in enumerate(history):
+    for number, (source_class, at, *said) in enumerate(history):
         body = {
-            "type": "identify", "messageId": f"{mark}{number}", "traits": {"email": mark + email} if email else {},
-            "timestamp": (START_US + at * 1_000_000) // 1000,
-            **({"userId": mark + user} if user else {}),
-            **({"anonymousId": mark + anonymous} if anonymous else {}),
+            "messageId": f"{mark}{number}", "timestamp": (START_US + at * 1_000_000) // 1000,
+            **(_alias(mark, *said) if len(said) == 2 else _identify(mark, *said)),
         }  # fmt: skip
         found.append((source_class, START_US + (100 + number) * 1_000_000, body))
     return found
 
 
+def _identify(mark, user, email, anonymous):
+    return {
+        "type": "identify", "traits": {"email": mark + email} if email else {},
+        **({"userId": mark + user} if user else {}),
+        **({"anonymousId": mark + anonymous} if anonymous else {}),
+    }  # fmt: skip
+
+
+def _alias(mark, user, previous):
+    return {"type": "alias", "userId": mark + user, "previousId": mark + previous, "traits": {}}
+
+
 def identifiers_of(body):
     """Return a message's identifiers, the anchor first."""
     given = [("user_id", body.get("userId")), ("email", body["traits"].get("email")),
-             ("anonymous_id", body.get("anonymousId"))]  # fmt: skip
+             ("anonymous_id", body.get("anonymousId")), ("anonymous_id", body.get("previousId"))]  # fmt: skip
     found = [Identifier(namespace, value) for namespace, value in given if value]
     anchor = anchor_of(found)
     return [anchor, *(one for one in found if one != anchor)]
+
+
+def named_by(body):
+    """Return all that a message may name: an alias's previous id is a user's, or an anonymous one."""
+    previous = body.get("previousId")
+    return [*identifiers_of(body), *([Identifier("user_id", previous)] if previous else [])]
 
 
 def links(sent):

@@ -242,7 +242,7 @@ def test_a_web_process_that_comes_late_is_waited_for(stage):
     played = []
     playing = threading.Thread(target=lambda: played.append(play.play(stage, PURCHASES)), daemon=True)
     playing.start()
-    time.sleep(2)
+    time.sleep(0.5)
     with serving(stage.config, port_of(stage)), processing(stage.config):
         playing.join(30)
     assert unequal(played[0]) == []

@@ -9,7 +9,7 @@ import pytest
 import redis
 from django.conf import settings
 
-from cdp import edits, showing, unmerging
+from cdp import edits, privacy, showing, unmerging
 from cdp.models import AuditEntry, MergePolicy, Profile, Source
 from cdp.processing import registers
 from cdp.processing.consent import granted
@@ -139,6 +139,16 @@ def test_an_edit_needs_its_scope_and_a_profile(ann, client, patch):
     reader = make_api_key("profiles:read") | {"If-Match": '"1"'}
     answer = client.patch("/v1/profiles/user_id:ann", "{}", content_type="application/json", headers=reader)
     assert answer.status_code == 403
+
+
+def test_who_is_being_erased_cannot_be_edited_any_more(ann, patch):
+    privacy.request(reference="user_id:ann", actor="command:test", enqueue=False)
+    answer = patch({"traits": {"plan": "gold"}})
+    assert (answer.status_code, answer.json()["message"]) == (
+        404, "The person is being erased: nothing of them is kept any more.",
+    )  # fmt: skip
+    assert len(ann.events()) == 1
+    assert ann.profile("user_id:ann")["version"] == 1
 
 
 def test_an_edit_is_later_than_a_register_from_the_future(ann, patch):

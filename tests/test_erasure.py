@@ -267,7 +267,7 @@ def test_no_byte_of_an_erased_person_is_left_and_none_comes_back(lived, caplog, 
     assert (done.status, done.work, done.profile_id) == (Erasure.Status.DONE, {}, profile.pk)
     assert set(done.receipts) == {"suppression", *privacy.STEPS}
     assert done.receipts["postgresql"]["identifiers"] == 5
-    assert done.receipts["dead_letters"]["dead_letters"] == 2
+    assert done.receipts["dead_letters"]["dead_letters"] == done.receipts["dead_letters"]["redacted_letters"] == 1
     assert done.receipts["mentions"]["events"] == 2
     assert done.receipts["log"] == {"partitions": 4, "at": done.receipts["log"]["at"]}
     assert done.receipts["archive"]["removed"] > 0
@@ -283,7 +283,7 @@ def test_no_byte_of_an_erased_person_is_left_and_none_comes_back(lived, caplog, 
         assert stub.erased_at is not None
     assert others_state() == before
     assert Profile.objects.get(identifiers__value="bob-the-builder").traits["friend"] == "[erased]"
-    assert [letter.reason for letter in DeadLetter.objects.all()] == ["refused_call"]
+    assert sorted(letter.reason for letter in DeadLetter.objects.all()) == ["refused_call", "unknown_type"]
     assert holders.holder("memory").rows == {Key("user_id", "bob-the-builder"): [{"sent_to": "bob@example.com"}]}
     assert Profile.objects.filter(identifiers__value="somebody-new").exists()
 

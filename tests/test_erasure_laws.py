@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cdp import privacy, replay
 from cdp.models import IdentityRules, Profile
 from tests.conftest import pointed_at
-from tests.histories import calls, from_scratch, identifiers_of, messages, prefix, stored
+from tests.histories import calls, from_scratch, identifiers_of, messages, named_by, prefix, stored
 from tests.test_who_is_who import STRICT, bring, consistent, rules, sources  # noqa: F401 - fixtures
 
 
@@ -35,7 +35,7 @@ def without(sent, gone):
             if (namespace, value) in gone and namespace == "email":
                 kept["traits"] = {}
             elif (namespace, value) in gone:
-                del kept["anonymousId"]
+                del kept["previousId" if kept["type"] == "alias" else "anonymousId"]
         left.append((source_class, received, kept))
     return left
 
@@ -47,10 +47,27 @@ def erase(identifier):
     for store in ("postgresql", "clusters", "mentions"):
         with transaction.atomic():
             privacy.STEPS[store](turn)
-    return set(turn.work.person.identifiers)
+    return set(turn.work.person.names)
 
 
-@given(history=calls(), later=calls(most=5), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3), data=st.data())
+def reached(core, chosen, sent):
+    """Return whom an erasure by an identifier is of: its profile's, and what aliases made of its user ids."""
+    namespace, value = chosen
+    rows = core.rows(
+        "SELECT namespace, value FROM cdp_identifier WHERE profile_id ="
+        " (SELECT profile_id FROM cdp_identifier WHERE namespace = %s AND value = %s)", namespace, value,
+    )  # fmt: skip
+    theirs = {(row["namespace"], row["value"]) for row in rows}
+    named = {body["previousId"] for _, _, body in sent if body["type"] == "alias"}
+    return theirs | {("anonymous_id", one) for _, one in theirs.intersection(("user_id", one) for one in named)}
+
+
+@given(
+    history=calls(aliases=True),
+    later=calls(most=5, aliases=True),
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    data=st.data(),
+)
 def test_the_others_are_what_they_would_be_without_the_person(
     own_core, sources, rules, django, history, later, sizes, data  # noqa: F811
 ):  # fmt: skip
@@ -58,7 +75,10 @@ def test_the_others_are_what_they_would_be_without_the_person(
     sent = messages(history, mark)
     bring(own_core, sources, sent, sizes)
     everybody = sorted({one for _, _, body in sent for one in identifiers_of(body)})
-    gone = erase(data.draw(st.sampled_from(everybody)))
+    chosen = data.draw(st.sampled_from(everybody))
+    wanted_gone = reached(own_core, chosen, sent)
+    gone = erase(chosen)
+    assert gone == wanted_gone
     left = without(sent, gone)
     wanted = from_scratch(left, rules)
     assert stored(own_core, mark) == {frozenset(one) for one in wanted.clusters}
@@ -69,7 +89,7 @@ def test_the_others_are_what_they_would_be_without_the_person(
     more = [(one, received + 500_000_000, body | {"messageId": body["messageId"] + "-later"})
             for one, received, body in messages(later, mark)]  # fmt: skip
     bring(own_core, sources, more, sizes)
-    come = [one for one in more if gone.isdisjoint(identifiers_of(one[2]))]
+    come = [one for one in more if gone.isdisjoint(named_by(one[2]))]
     assert stored(own_core, mark) == {frozenset(one) for one in from_scratch(left + come, rules).clusters}
     consistent(own_core, mark)
     assert not Profile.objects.filter(erased_at__isnull=False).exclude(identity_graph={}).exists()
@@ -94,7 +114,9 @@ def test_a_replay_of_what_is_left_comes_to_what_is_held(core, own_database, name
             )
             for number in range(12)
         ]
-        sent = messages([one for one in history if any(one[2:])], prefix())
+        aliases = [(random.randint(0, 1), number, *("u" + one for one in random.choices(some[1:], k=2)))
+                   for number in range(2)]  # fmt: skip
+        sent = messages([one for one in history if any(one[2:])] + aliases, prefix())
         bring(core, both, sent, [random.randint(1, 5)])
         erase(random.choice(sorted({one for _, _, body in sent for one in identifiers_of(body)})))
     assert replay.verify().examples == []

@@ -1,7 +1,7 @@
 """The identity graph, bounded, and its picture."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cdp import identity_graph
@@ -79,7 +79,6 @@ graphs = st.builds(
 )
 
 
-@settings(max_examples=100)
 @given(graphs)
 def test_no_two_identifiers_are_drawn_in_one_place_and_all_are_inside(graph):
     picture = graph_picture.draw(graph)

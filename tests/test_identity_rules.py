@@ -1,7 +1,7 @@
 """What a dry run of rules says is what applying them then does."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cdp import identity_rules
@@ -104,7 +104,6 @@ def drawn(rules, mark):
     return found
 
 
-@settings(max_examples=40)
 @given(history=calls(), first=some_rules, second=some_rules)
 def test_a_dry_run_says_what_applying_then_does(own_core, sources, django, history, first, second):
     clean(own_core)

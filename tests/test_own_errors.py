@@ -140,9 +140,14 @@ def test_a_halted_processor_says_why_and_goes_on_once_the_cause_is_mended(config
     assert buggy.rows("SELECT * FROM cdp_processor") == []
 
 
+# As the command is, without Django, which would take most of the time of each of its many starts.
 PROCESSOR = """
-import os, sys
-from cdp.processing import decode, kinds
+import os
+from contextlib import closing
+from cdp import config
+from cdp.engines.local import LocalEngine
+from cdp.log import open_log
+from cdp.processing import kinds
 
 class Deadly(kinds.Count):
     def lift(self, event, value):
@@ -151,9 +156,9 @@ class Deadly(kinds.Count):
         return super().lift(event, value)
 
 kinds.KINDS["deadly"] = Deadly()
-from django.core.management import execute_from_command_line
-os.environ["DJANGO_SETTINGS_MODULE"] = "martech.settings"
-execute_from_command_line(["manage.py", "process_events", "--drain"])
+found = config.load()
+with closing(open_log(found.log_url, partitions=found.log_partitions)) as log:
+    LocalEngine(found, log).drain()
 """
 
 

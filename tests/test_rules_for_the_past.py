@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cdp import identity_rules, unmerging
@@ -60,7 +60,6 @@ def marked(rules, mark):
     return {name: one | {"blocked": [mark + value for value in one["blocked"]]} for name, one in rules.items()}
 
 
-@settings(max_examples=max(10, settings().max_examples // 4))
 @given(history=calls(most=12), wanted=st.lists(rulesets(), min_size=1, max_size=3), late=st.booleans())
 def test_published_rules_make_of_the_past_what_they_make_from_scratch(own_core, sources, django, history, wanted, late):
     own_core.connection.execute(f"TRUNCATE {TABLES} CASCADE")

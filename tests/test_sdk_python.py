@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.conftest import copied
 from tests.sdks.bed import HERE, STORY, VIEWS, heard, libraries, person, platform
 
 SDKS = {
@@ -36,22 +37,31 @@ def tell(sdk, bed, key, path):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("sdk", SDKS)
-def test_every_call_is_stored_once(sdk, database_url, request):
-    path = request.getfixturevalue("older_segment") if sdk.endswith("2.3.4") else ""
-    with platform(database_url) as bed:
-        assert tell(sdk, bed, bed.key, path) == []
-        assert heard(bed) == STORY
-        assert libraries(bed) == {("analytics-python", sdk.split()[1])}
-        graph = {"user_id": ["u1"], "email": ["ann@example.com"], "anonymous_id": ["a1", "old"]}
-        assert person(bed) == (graph, {"email": "ann@example.com", "plan": "pro", "age": 37}, 6 + VIEWS)
+@pytest.fixture(scope="module", params=SDKS)
+def sdk(request):
+    """Return the name of an SDK, and where it is installed."""
+    return request.param, request.getfixturevalue("older_segment") if request.param.endswith("2.3.4") else ""
 
 
-@pytest.mark.parametrize("sdk", SDKS)
-def test_an_sdk_understands_a_refusal(sdk, database_url, request):
-    path = request.getfixturevalue("older_segment") if sdk.endswith("2.3.4") else ""
-    with platform(database_url) as bed:
-        refused = tell(sdk, bed, "wk_unknown", path)
+@pytest.fixture(scope="module")
+def bed(sdk, _migrated):
+    """Return a platform for one SDK's tests."""
+    with copied(_migrated) as url, platform(url) as bed:
+        yield bed
+
+
+def test_every_call_is_stored_once(sdk, bed):
+    name, path = sdk
+    assert tell(name, bed, bed.key, path) == []
+    assert heard(bed) == STORY
+    assert libraries(bed) == {("analytics-python", name.split()[1])}
+    graph = {"user_id": ["u1"], "email": ["ann@example.com"], "anonymous_id": ["a1", "old"]}
+    assert person(bed) == (graph, {"email": "ann@example.com", "plan": "pro", "age": 37}, 6 + VIEWS)
+
+
+def test_an_sdk_understands_a_refusal(sdk, bed):
+    sdk, path = sdk
+    refused = tell(sdk, bed, "wk_unknown", path)
     name = "rudderstack" if "rudder" in sdk else "Segment"
     text = "The write key is not known, or its source is switched off. Check it."
     assert set(refused) == {f"[{name}] unknown_write_key: {text} (401)"}

@@ -10,7 +10,7 @@ import pytest
 from cdp.processing.pipeline import again
 from cdp.processing.store import Raced
 from tests import histories
-from tests.histories import consistent, from_scratch, messages, stored
+from tests.histories import consistent, from_scratch, messages, random_histories, stored
 from tests.platform import Core, message
 
 PROCESSES = 4
@@ -39,7 +39,7 @@ def take(core, arrivals):
     raise AssertionError(f"{RACES} races in a row")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@random_histories(0, 1, 2)
 def test_processes_on_overlapping_people_equal_one_after_another(core, seed):
     chance = random.Random(seed)
     some = {name: ["", *(f"{name[0]}{number}" for number in range(12))] for name in histories.NAMESPACES}

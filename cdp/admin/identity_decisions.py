@@ -49,7 +49,7 @@ class ReasonFilter(RadioFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """Return what the rules and people can say; the calls that merges come from are not looked for."""
         limits = [f"limit_{name}" for name in identity_rules.current().namespaces if name != ANY]
-        names = [*sorted(limits), UNMERGED, "two_identified_people", "late_evidence", "rules", "by_hand"]
+        names = [*sorted(limits), UNMERGED, "two_identified_people", "late_evidence", "rules", "replay", "by_hand"]
         return [(name, name) for name in names]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[IdentityDecision]) -> QuerySet[IdentityDecision]:

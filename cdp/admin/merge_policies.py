@@ -20,6 +20,9 @@ class MergePolicyForm(forms.ModelForm):
     class Meta:
         model = MergePolicy
         fields = ["trait", "policy", "sources"]
+        help_texts = {
+            "policy": "Counts from the next event on; manage.py replay --repair brings older values under it.",
+        }
 
     def clean(self) -> dict[str, Any]:
         """Refuse a policy that cannot be, with the reason."""

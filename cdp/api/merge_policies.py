@@ -87,7 +87,11 @@ class MergePolicyDetail(APIView):
         operation_id="change_merge_policy", request=MergePolicyChange(partial=True), responses=MergePolicySerializer
     )
     def patch(self, request: Request, policy_id: int) -> Response:
-        """Change a merge policy, whose version rises; `newest` makes the trait as one without a policy."""
+        """Change a merge policy, whose version rises; `newest` makes the trait as one without a policy.
+
+        What was kept before shows until something new is said; `manage.py replay --repair` brings all of it under the
+        new policy.
+        """
         policy = get_object_or_404(MergePolicy, pk=policy_id)
         given = lists.body(request, MergePolicyChange, instance=policy)
         kind = given.get("policy", policy.policy)

@@ -17,6 +17,7 @@ from django.core.files.storage import default_storage
 
 from cdp import redaction
 from cdp.holders import Holder
+from cdp.imports import aside
 from cdp.imports.records import opened
 from cdp.imports.uploads import ERRORS, STORED, forget_upload
 from cdp.processing.identity import Identifier
@@ -26,7 +27,7 @@ _BETWEEN = re.compile(r"[,;\t|\"\r\n]")
 
 
 class ImportHolder(Holder):
-    """Bad lines, and files that wait to be imported, in the default storage."""
+    """Bad lines, and files that wait to be imported: in the default storage, and bad lines in a directory of ours."""
 
     name = "imports"
 
@@ -37,12 +38,15 @@ class ImportHolder(Holder):
         """Return the bad lines that name somebody; what waits in an upload is not ours yet."""
         names = _Names(identifiers)
         found = {path: [line["text"] for line in _lines(path) if names.are_in(line["text"])] for path in _parts(names)}
+        for path in aside.files() if names else []:
+            found[path.name] = [text for text in aside.texts(path) if names.are_in(text)]
         return {path: texts for path, texts in found.items() if texts}
 
     def erase(self, identifiers: Iterable[Identifier]) -> int:
         """Take bad lines out that name somebody, and whole files that wait and do; RetryableError while one is read."""
         names = _Names(identifiers)
         lines = sum(_take_out(path, names) for path in list(_parts(names)))
+        lines += sum(aside.take_out(path, names.are_in) for path in aside.files()) if names else 0
         files = [path for path in _stored(names) if path.rpartition("/")[0] == STORED.rstrip("/") and names.of(path)]
         for path in files:
             forget_upload(path)

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import UploadedFile
 
-from cdp.imports import ledger
+from cdp.imports import aside, ledger
 from cdp.imports.errors import StoredErrors
 from cdp.imports.records import format_of, opened
 from cdp.imports.running import run
@@ -112,7 +112,8 @@ def prune(*, now: datetime) -> None:
     old = EventImport.objects.filter(updated_at__lt=now - KEPT).exclude(status=Status.RUNNING)
     for found in old.exclude(stored_path=""):
         _forget(found)
-    # Of a file that the command took they are beside it, and its owner's.
+    # Of a file that the command took they are beside it, and its owner's, unless nobody may write there.
+    aside.prune(before=now - KEPT)
     for found in old.filter(errors_path__startswith=STORED):
         errors_of(found).clear()
         EventImport.objects.filter(pk=found.pk).update(errors_path="")

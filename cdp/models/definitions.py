@@ -7,7 +7,7 @@ from django.db import models
 
 
 class TraitDefinition(models.Model):
-    """A computed trait: its kind (a monoid of `cdp.processing.traits`) and what it counts."""
+    """A computed trait: its kind (a monoid of `cdp.processing.kinds`) and what it counts."""
 
     id = models.AutoField(primary_key=True)
     name = models.CharField(max_length=128, unique=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from django.db import models
+from django.db.models.functions import Now
 
 
 class Standing(models.IntegerChoices):
@@ -36,12 +37,17 @@ class Profile(models.Model):
     consent = models.JSONField(db_default={}, help_text="What may be done, by purpose, as readers see it")
     standing = models.SmallIntegerField(choices=Standing, db_default=Standing.SETTLED)
     erased_at = models.DateTimeField(null=True, blank=True, help_text="When everything on the person was erased")
+    computed_at = models.DateTimeField(db_default=Now(), help_text="As of when `computed_traits` are")
+    due_at = models.DateTimeField(
+        null=True, blank=True, help_text="When time alone changes `computed_traits` next; empty where only events do"
+    )
 
     class Meta:
         db_table = "customer_profiles"
         indexes = [
             # The admin's and the API's list: newest first, without counting or sorting.
             models.Index(fields=["-created_at", "-id"], name="profile_newest"),
+            models.Index(fields=["due_at"], name="profile_due", condition=models.Q(due_at__isnull=False)),
         ]
         permissions = [
             ("view_personal_data", "Can see personal data unmasked"),

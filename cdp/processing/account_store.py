@@ -47,17 +47,18 @@ def write(
     """
     if not deltas:
         return
-    ids = _find(connection, sorted(deltas))
+    ids = find(connection, sorted(deltas))
     missing = [group for group in sorted(deltas) if group not in ids]
-    ids |= _insert(connection, missing, now, new_id) if missing else {}
+    ids |= insert(connection, missing, now, new_id) if missing else {}
     changed = {ids[group]: Changed(ids[group], delta) for group, delta in deltas.items()}
     _lock(connection, changed)
-    _update(connection, list(changed.values()), now)
-    _write_members(connection, list(changed.values()), anchors)
+    update(connection, list(changed.values()), now)
+    write_members(connection, list(changed.values()), anchors)
     _write_names(connection, list(changed.values()), now)
 
 
-def _find(connection: Connection, groups: Sequence[str]) -> dict[str, UUID]:
+def find(connection: Connection, groups: Sequence[str]) -> dict[str, UUID]:
+    """Return the accounts that there are of group ids."""
     rows = connection.execute(
         "SELECT value, account_id FROM cdp_accountidentifier WHERE namespace = %s AND value = ANY(%s)",
         [GROUP_ID, list(groups)],
@@ -65,23 +66,24 @@ def _find(connection: Connection, groups: Sequence[str]) -> dict[str, UUID]:
     return dict(rows.fetchall())
 
 
-def _insert(connection: Connection, groups: Sequence[str], now: str, new_id: Callable[[], UUID]) -> dict[str, UUID]:
+def insert(connection: Connection, groups: Sequence[str], now: str, new_id: Callable[[], UUID]) -> dict[str, UUID]:
     """Insert accounts, bare, with their group ids."""
     ids = [new_id() for _ in groups]
     connection.execute(
         "INSERT INTO cdp_account (id, timestamp, created_at) SELECT id, %s, %s FROM unnest(%s::uuid[]) AS new (id)",
         [now, now, ids],
     )
-    _insert_identifiers(
+    insert_identifiers(
         connection, [(Identifier(GROUP_ID, group), id_, None) for group, id_ in zip(groups, ids, strict=True)], now
     )
     return dict(zip(groups, ids, strict=True))
 
 
-def _insert_identifiers(
+def insert_identifiers(
     connection: Connection, rows: Sequence[tuple[Identifier, UUID, Evidence | None]], now: str
 ) -> None:
-    ordered = sorted(rows)
+    """Insert what accounts are called; Raced where one is there."""
+    ordered = sorted(rows, key=lambda row: row[:2])
     inserted = connection.execute(
         "INSERT INTO cdp_accountidentifier (namespace, value, account_id, evidence, created_at)"
         " SELECT namespace, value, account_id, evidence::jsonb, %s"
@@ -111,7 +113,8 @@ def _lock(connection: Connection, changed: dict[UUID, Changed]) -> None:
         one.registers = registers.apply(registers.load(held), one.delta.registers)
 
 
-def _update(connection: Connection, changed: Sequence[Changed], now: str) -> None:
+def update(connection: Connection, changed: Sequence[Changed], now: str) -> None:
+    """Write the whole new registers and versions of accounts."""
     connection.execute(
         "UPDATE cdp_account a SET version = new.version, registers = new.registers::jsonb,"
         " traits = new.traits::jsonb, timestamp = %s"
@@ -130,7 +133,8 @@ def _update(connection: Connection, changed: Sequence[Changed], now: str) -> Non
 Pair = tuple[UUID, int]
 
 
-def _write_members(connection: Connection, changed: Sequence[Changed], anchors: dict[Identifier, int]) -> None:
+def write_members(connection: Connection, changed: Sequence[Changed], anchors: dict[Identifier, int]) -> None:
+    """Add what deltas say of members to what is held of them."""
     told: dict[Pair, Membership] = {
         (one.id, anchors[anchor]): membership for one in changed for anchor, membership in one.delta.members.items()
     }
@@ -180,7 +184,7 @@ def _write_names(connection: Connection, changed: Sequence[Changed], now: str) -
     held = _locked_names(connection, sorted(told))
     fresh = [(name, account, evidence) for name, (evidence, account) in told.items() if name not in held]
     if fresh:
-        _insert_identifiers(connection, fresh, now)
+        insert_identifiers(connection, fresh, now)
     moved = {held[name][0]: won for name, won in told.items() if name in held and won[0] < held[name][1]}
     connection.execute(
         "UPDATE cdp_accountidentifier i SET account_id = new.account, evidence = new.evidence::jsonb"

@@ -242,7 +242,8 @@ def merge_profiles(connection: Connection, merged: Sequence[Person]) -> None:
     connection.execute(
         "UPDATE customer_profiles SET merged_into_id = new.id, timestamp = now(), version = version + 1, standing = 0,"
         " identity_graph = '{}', traits = '{}', computed_traits = '{}', registers = '{}', trait_states = '{}',"
-        " consent = '{}' FROM unnest(%s::uuid[], %s::uuid[]) AS new (old, id) WHERE customer_profiles.id = new.old",
+        " consent = '{}', due_at = NULL FROM unnest(%s::uuid[], %s::uuid[]) AS new (old, id)"
+        " WHERE customer_profiles.id = new.old",
         pairs,
     )
 

@@ -92,13 +92,13 @@ class LastTime(FirstTime):
 
 
 class DaysSince(LastTime):
-    """How many whole days ago the latest event happened."""
+    """How many days ago the latest event happened, by the days of UTC: all of these change at the same time."""
 
     def present(self, state: Any, now_us: int) -> Any:
-        return max(0, (now_us - state) // DAY_US)
+        return max(0, now_us // DAY_US - state // DAY_US)
 
     def due(self, state: Any, now_us: int) -> int | None:
-        return int(state + (self.present(state, now_us) + 1) * DAY_US)
+        return (now_us // DAY_US + 1) * DAY_US
 
 
 class _Numeric(Kind):
@@ -242,6 +242,10 @@ def number_of(value: Any) -> decimal.Decimal | None:
     if isinstance(value, bool) or not isinstance(value, int | decimal.Decimal):
         return None
     number = decimal.Decimal(value)
+    text = str(number)
+    # Usually it is short and plain, and what follows dear.
+    if number and len(text) <= MAX_EXPONENT and "E" not in text:
+        return number if number.is_finite() else None
     exponent = number.as_tuple().exponent
     if not isinstance(exponent, int) or exponent < -MAX_EXPONENT:
         return None

@@ -17,21 +17,21 @@ from typing import NamedTuple
 import msgspec
 import psycopg
 
-from cdp import config, profiles
+from cdp import config
 from cdp.log.base import Delivery, Event
 from cdp.processing import account_store, accounts, duplicates, graph, registers, store, suppression
 from cdp.processing.clusters import Evidence, Ruleset
-from cdp.processing.decode import FUTURE_TOLERANCE_US, MAX_EVENT_BYTES, Message, Rejection, decode
+from cdp.processing.decode import MAX_EVENT_BYTES, Message, Rejection, decode
 from cdp.processing.failures import Failures, Halted
+from cdp.processing.folding import fold_account, fold_person
 from cdp.processing.identity import NOBODY, Identifier, anchor_of
 from cdp.processing.people import Delta, Person
+from cdp.processing.presenting import document_of, row_of
 from cdp.processing.resolving import Known, Pair, Resolver, Wider, new_profile_id
 from cdp.processing.rules import UNKNOWN_SOURCE, Rules, Trust
-from cdp.processing.states import Origin
 from martech.lib import clock
 from martech.lib.errors import ConfigurationError
 
-_encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 # Identifiers whose profile is remembered between batches: about 200 bytes each.
 REMEMBERED = 500_000
@@ -165,12 +165,14 @@ class Pipeline:
         facts: Sequence[Message] = (),
         tells_splits: bool = True,
         still: Mapping[Identifier, str] | None = None,
+        leaving: frozenset[Identifier] = frozenset(),
     ) -> Applied:
         """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
 
         `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
         `tells_splits` is false where a decision of the caller's says that somebody was split.
-        `still` are the identifiers that rules block which were just changed. Raced where another process changes who
+        `still` are the identifiers that rules block which were just changed; `leaving` those that have no links any
+        more and go, each with a new profile: the others keep theirs. Raced where another process changes who
         is who meanwhile: then it is to be done again, in another transaction.
         """
         store.hold_rules(connection)
@@ -181,7 +183,7 @@ class Pipeline:
             try:
                 with connection.transaction():
                     people = batch.resolver.hold(profiles, also)
-                    batch.resolver.look_at_all(people, reason, author=author, still=still)
+                    batch.resolver.look_at_all(people, reason, author=author, still=still, leaving=leaving)
                     break
             except Wider as wider:
                 # Begun again, so that all locks are taken in their one order.
@@ -427,7 +429,7 @@ class _Batch:
         for message, arrival in messages:
             self.rows.append((message, arrival))
             if message.type == "group":
-                self._fold_account(message)
+                fold_account(self.rules, self.accounts, message)
             if message.anchor != NOBODY:
                 self._fold_person(message)
 
@@ -435,32 +437,9 @@ class _Batch:
         delta = self.deltas.get(message.anchor)
         if delta is None:
             delta = self.deltas[message.anchor] = Delta()
-        self.rules.folder.fold(delta.states, message)
-        if message.type == "identify":
-            self._fold_traits(delta, message)
+        fold_person(self.rules, delta, message)
         person = self.resolver.of[message.anchor].root()
         self.touched[person] = self.touched.get(person, 0) + 1
-
-    def _fold_account(self, message: Message) -> None:
-        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        group = accounts.group_of(message)
-        if group and accounts.GROUP_ID not in allowed.refused_namespaces:
-            delta = self.accounts.setdefault(group, accounts.Delta())
-            accounts.fold(delta, message, allowed)
-            # A counter would name the person by whom it was added to, who may be erased: an account has one sum.
-            self._fold_traits(delta, message, anchor="")
-
-    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message, *, anchor: str | None = None) -> None:
-        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        origin = origin_of(message, allowed)
-        lifted = self.rules.policies.lift(
-            message.properties,
-            origin if anchor is None else origin._replace(anchor=anchor),
-            refused=allowed.refused_traits,
-            refused_policies=allowed.refused_policies,
-        )
-        delta.registers = registers.apply(delta.registers, lifted.registers)
-        message.flags += lifted.flags
 
     def write(self) -> Applied:
         """Write everything, in the order that keeps locks free of circles."""
@@ -511,54 +490,30 @@ class _Batch:
         for anchor, delta in self.deltas.items():
             held, states = before.get(self.ids[anchor], ({}, {}))
             given = registers.apply(held, delta.registers)
-            after[self.ids[anchor]] = Delta(given, folder.combine(states, delta.states))
+            after[self.ids[anchor]] = Delta(given, folder.live(folder.combine(states, delta.states), self.now_us))
             person = self.resolver.of[anchor].root()
             # Not the delta: a counter's is what was added, and a person's state holds the anchor's sum.
             person.registers = registers.combine(person.registers, {name: given[name] for name in delta.registers})
-            person.states = folder.combine(person.states, delta.states)
+            person.states = folder.live(folder.combine(person.states, delta.states), self.now_us)
         if after:
             store.update_anchors(self.connection, after)
 
     def _write_people(self) -> list[store.ProfileRow]:
         changed = dict.fromkeys(person.root() for person in (*self.touched, *self.resolver.changed))
-        folder = self.rules.folder
         for person in changed:
             person.version += self.touched.get(person, 1)
-        rows = [
-            store.ProfileRow(
-                person,
-                _encode(person.graph),
-                _encode(registers.present(person.registers)),
-                _encode(folder.present(person.states, self.now_us)),
-                bytes(registers.present_consent(person.registers)),
-            )
-            for person in changed
-        ]
+        rows = [row_of(person, self.rules.folder, self.now_us) for person in changed]
         if rows:
             store.update_people(self.connection, rows, self.now)
         return rows
 
     def _applied(self, rows: Sequence[store.ProfileRow]) -> Applied:
-        shown = clock.isoformat_us(self.now_us)
-        documents = [
-            (
-                row.person.id,
-                row.person.version,
-                profiles.document(
-                    profiles.Document(
-                        row.person.id, row.graph, row.traits, row.computed, row.consent, row.person.version,
-                        shown, clock.isoformat_us(row.person.created_us), shown,
-                    )
-                ),
-            )
-            for row in rows
-        ]  # fmt: skip
         resolver = self.resolver
         carried = {identifier for message, _ in self.rows for identifier in message.identifiers}
         return Applied(
             events=len(self.rows),
             lock_seconds=resolver.lock_seconds,
-            documents=documents,
+            documents=[document_of(row, self.now_us) for row in rows],
             identifiers=resolver.remembered(carried, self.ids),
             evidence=resolver.evidence,
             splits=sum(one.kind == "split" for one in resolver.decisions),
@@ -566,11 +521,3 @@ class _Batch:
             moved=[(one, profile) for one, profile in resolver.elsewhere() if one not in carried],
             merged=[(person.id, person.version + 1) for person in resolver.merged],
         )
-
-
-def origin_of(message: Message, allowed: Trust) -> Origin:
-    """Return where a message's traits come from, and what orders them."""
-    at_us = min(message.occurred_us, message.received_us + FUTURE_TOLERANCE_US)
-    return Origin(
-        at_us, 1 - allowed.source_class, message.message_id, message.source_id, str(message.anchor), message.received_us
-    )  # fmt: skip

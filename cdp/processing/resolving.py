@@ -337,10 +337,11 @@ class Resolver:
         author: str = "",
         news: Sequence[News] = (),
         still: Mapping[Identifier, str] | None = None,
+        leaving: frozenset[Identifier] = frozenset(),
     ) -> None:
         """Make the clusters anew of everything that hangs together with these people.
 
-        `still` is as in `graph.load`.
+        `still` is as in `graph.load`. `leaving` are identifiers without links, each of which gets a profile of its own.
 
         Who splits off gets the profile back that it had first, or a new one; who stays keeps theirs.
         """
@@ -363,7 +364,7 @@ class Resolver:
         held = _Split(whole, looked, {one.root().id: one.root() for one in self._people.values()})
         self._row_ids |= whole.ids
         self._note_verdicts(held, looked.links, {one.link.pair: one for one in news})
-        self._give_out(held, reason, author)
+        self._give_out(held, reason, author, leaving)
 
     def _concerns(self, pair: Pair, people: set[Person]) -> bool:
         return any(one in self.of and self._root(one) in people for one in pair)
@@ -386,12 +387,12 @@ class Resolver:
             if why and fresh and why not in BLOCKING and all(one in held.of for one in pair):
                 self._decide("refusal", why, held.of[pair[0]], held.of[pair[1]], link)
 
-    def _give_out(self, held: _Split, reason: str, author: str) -> None:
+    def _give_out(self, held: _Split, reason: str, author: str, leaving: frozenset[Identifier]) -> None:
         """Give each cluster its profile: who was there before keeps it, who leaves gets their first one back."""
         contested = held.found.contested(held.whole.unmerges)
         taken: dict[Person, set[Identifier]] = {}
         for cluster in sorted(held.mine(), key=lambda one: self._rank(held, one)):
-            person = self._claim(held, cluster, taken)
+            person = self._new_person() if cluster <= leaving else self._claim(held, cluster, taken)
             taken[person] = cluster
             why = held.found.blocked.get(next(iter(cluster)), "")
             if why and person.standing != BLOCKED:

@@ -11,15 +11,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from cdp.processing import accounts, registers
+from cdp.processing import accounts
 from cdp.processing.clusters import Evidence, paired
 from cdp.processing.decode import TYPES, Message
+from cdp.processing.folding import fold_account, fold_person
 from cdp.processing.identity import NOBODY, Identifier
 from cdp.processing.people import Delta
-from cdp.processing.pipeline import origin_of
-from cdp.processing.rules import UNKNOWN_SOURCE, Rules
+from cdp.processing.rules import Rules
 
 Pair = tuple[Identifier, Identifier]
+# Calls whose effect names the anchor: counters do, and memberships.
+_OF_ANCHORS = frozenset({"identify", "group"})
 _pairs = msgspec.json.Decoder(list[Identifier])
 
 
@@ -55,54 +57,33 @@ class Shadow:
 
     def fold(self, rows: Iterable[Row]) -> None:
         """Add events to the states of their anchors and to the evidence."""
-        fold, deltas = self.rules.folder.fold, self.deltas
-        for row in rows:
+        rules, deltas, names = self.rules, self.deltas, self.names
+        for anchor_id, identifiers, message in rows:
             self.events += 1
-            if row.message.type not in TYPES:
+            kind = message.type
+            if kind not in TYPES:
                 # A decision of somebody's, which the timeline shows.
                 continue
-            message = row.message
-            if message.type == "group":
-                message.anchor = self.names.get(row.anchor_id, NOBODY)
-                self._fold_account(message)
-            if not row.anchor_id:
+            if kind in _OF_ANCHORS:
+                message.anchor = names.get(anchor_id, NOBODY)
+            if kind == "group":
+                fold_account(rules, self.accounts, message)
+            if not anchor_id:
                 continue
-            delta = deltas.get(row.anchor_id)
+            delta = deltas.get(anchor_id)
             if delta is None:
-                delta = deltas[row.anchor_id] = Delta()
-            message.anchor = self.names.get(row.anchor_id, NOBODY)
-            fold(delta.states, message)
-            if message.type == "identify":
-                self._fold_traits(delta, message)
-            if row.identifiers:
-                self._note_evidence(row)
+                delta = deltas[anchor_id] = Delta()
+            fold_person(rules, delta, message)
+            if identifiers:
+                self._note_evidence((anchor_id, identifiers), message)
 
-    def _fold_account(self, message: Message) -> None:
-        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        group = accounts.group_of(message)
-        if group and accounts.GROUP_ID not in allowed.refused_namespaces:
-            delta = self.accounts.setdefault(group, accounts.Delta())
-            accounts.fold(delta, message, allowed)
-            self._fold_traits(delta, message, anchor="")
-
-    def _fold_traits(self, delta: Delta | accounts.Delta, message: Message, *, anchor: str | None = None) -> None:
-        allowed = self.rules.trust.get(message.source_id, UNKNOWN_SOURCE)
-        origin = origin_of(message, allowed)
-        lifted = self.rules.policies.lift(
-            message.properties,
-            origin if anchor is None else origin._replace(anchor=anchor),
-            refused=allowed.refused_traits,
-            refused_policies=allowed.refused_policies,
-        )
-        delta.registers = registers.apply(delta.registers, lifted.registers)
-
-    def _note_evidence(self, row: Row) -> None:
-        message = row.message
-        source_class = self._classes.get(message.source_id)
+    def _note_evidence(self, key: tuple[int, bytes], message: Message) -> None:
+        source, received_us = message.source_id, message.received_us
+        source_class = self._classes.get(source)
         if source_class is None:
-            source_class = self._classes[message.source_id] = self.rules.source_class(message.source_id)
-        at_us = message.received_us if source_class else min(message.occurred_us, message.received_us)
-        key, given = (row.anchor_id, row.identifiers), (source_class, at_us, message.message_id, message.source_id)
+            source_class = self._classes[source] = self.rules.source_class(source)
+        at_us = received_us if source_class or received_us < message.occurred_us else message.occurred_us
+        given = (source_class, at_us, message.message_id, source)
         held = self._said.get(key)
         if held is None or given < held:
             self._said[key] = given
@@ -110,7 +91,9 @@ class Shadow:
     def end(self) -> None:
         """Take the evidence of these anchors' events to that of all; called when all of them were folded."""
         for (anchor_id, identifiers), (source_class, at_us, message_id, source_id) in self._said.items():
-            anchor = self.names.get(anchor_id, NOBODY)
+            anchor = self.names.get(anchor_id)
+            if anchor is None:
+                continue
             given = (Evidence(source_class, at_us, message_id), source_id)
             for other in _pairs.decode(identifiers):
                 pair = paired(anchor, other)

@@ -229,6 +229,8 @@ class ProfileRow(NamedTuple):
     traits: bytes
     computed: bytes
     consent: bytes
+    # When (µs) time alone changes what is computed, None where only events do.
+    due_us: int | None = None
 
 
 def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) -> None:
@@ -237,7 +239,7 @@ def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) 
         connection,
         "batch_people",
         "id uuid, version bigint, identity_graph jsonb, traits jsonb, computed_traits jsonb, registers jsonb,"
-        " trait_states jsonb, consent jsonb, standing smallint",
+        " trait_states jsonb, consent jsonb, standing smallint, due_at timestamptz",
         (
             (
                 text(str(row.person.id)),
@@ -249,6 +251,7 @@ def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) 
                 escaped(encode(row.person.states)),
                 escaped(row.consent),
                 number(row.person.standing),
+                NULL if row.due_us is None else instant(row.due_us),
             )
             for row in rows
         ),
@@ -256,9 +259,9 @@ def update_people(connection: Connection, rows: Sequence[ProfileRow], now: str) 
     connection.execute(
         "UPDATE customer_profiles p SET version = b.version, identity_graph = b.identity_graph, traits = b.traits,"
         " computed_traits = b.computed_traits, registers = b.registers, trait_states = b.trait_states,"
-        " consent = b.consent, standing = b.standing, timestamp = %s"
+        " consent = b.consent, standing = b.standing, timestamp = %s, computed_at = %s, due_at = b.due_at"
         " FROM batch_people b WHERE p.id = b.id",
-        [now],
+        [now, now],
     )
 
 

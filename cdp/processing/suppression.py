@@ -14,8 +14,9 @@ import msgspec
 import psycopg
 
 from cdp.log.base import Delivery, Event
+from cdp.processing import accounts
 from cdp.processing.decode import Message, Rejection
-from cdp.processing.identity import ANONYMOUS_ID, EMAIL, MAX_NAMESPACE, MAX_VALUE, USER_ID, Identifier, clean
+from cdp.processing.identity import ACCOUNTS, ANONYMOUS_ID, EMAIL, MAX_NAMESPACE, MAX_VALUE, USER_ID, Identifier, clean
 from martech.lib import crypto
 from martech.lib.errors import ConfigurationError
 
@@ -29,6 +30,11 @@ _STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _NUMBER = re.compile(rb"[:\[,]\s*(-?\d+(?:\.\d+)?)")
 # A person that nobody can be: its row says by which key the others were hashed.
 _CANARY = ("", "")
+
+
+def of_group(group_id: str) -> Identifier:
+    """Return what a group id is kept out as that named an erased person: in a namespace that people's never are in."""
+    return Identifier(f"{ACCOUNTS}:{accounts.GROUP_ID}", group_id)
 
 
 def digest(key: bytes, identifier: Identifier) -> bytes:
@@ -83,8 +89,10 @@ def carried(decoded: Message | Rejection, event: Event, delivery: Delivery) -> l
     person lost, which could not be processed anyhow, than an erased person in the dead letters.
     """
     if isinstance(decoded, Message):
-        alias = [Identifier(USER_ID, decoded.alias_of)] if decoded.alias_of else []
-        return decoded.identifiers + alias
+        also = [Identifier(USER_ID, decoded.alias_of)] if decoded.alias_of else []
+        if decoded.type == "group" and (group := accounts.group_of(decoded)):
+            also.append(of_group(group))
+        return decoded.identifiers + also
     return list(dict.fromkeys(_in_unreadable(event.body, delivery.context)))
 
 

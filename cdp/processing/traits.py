@@ -26,8 +26,8 @@ OPTIONS = frozenset({"property", "conditions", "window"})
 GRAINS_US = {"m": 60_000_000, "h": 3_600_000_000, "d": DAY_US}
 # Each bucket of a window costs a state of its own.
 MOST_BUCKETS = 400
-# Of events whose traits are remembered by type and name; others are looked for each time.
-MOST_NAMES = 10_000
+# Types and names of events whose definitions are remembered.
+MOST_NAMES = 1000
 _WINDOW = re.compile(r"([1-9]\d{0,3})([mhd])", re.ASCII)
 
 
@@ -119,12 +119,13 @@ class Trait:
         self.name, self.key = definition.name, definition.key
         self.kind: Kind = KINDS[definition.kind]
         self.window = definition.window
-        self.path = definition.path
+        self.path = _reading(definition.path)
         self.conditions: list[tuple[tuple[str, ...], Predicate]] = [
-            (one.path, predicate(one)) for one in definition.conditions
+            (_reading(one.path), predicate(one)) for one in definition.conditions
         ]
         # The properties it looks at, by the first names of their paths.
-        self.names = {path[0] for path in (self.path, *(path for path, _ in self.conditions)) if path}
+        paths = (definition.path, *(one.path for one in definition.conditions))
+        self.names = {path[0] for path in paths if path}
 
     def lift(self, message: Message, properties: Any) -> Any:
         """Return the state of one event, None where it does not count."""
@@ -183,6 +184,11 @@ class Folder:
         # By type and name of an event, those that it may count for.
         self._matching: dict[tuple[str, str], list[Trait]] = {}
 
+    @property
+    def reading(self) -> list[tuple[str, str]]:
+        """Of which events properties are read, by type and name; "" is any."""
+        return sorted({(event_type, name) for event_type, name, trait in self._matchers if trait.names})
+
     def fold(self, states: States, message: Message) -> None:
         """Add an event to `states`."""
         decoded = None
@@ -197,13 +203,14 @@ class Folder:
     def _matching_of(self, event_type: str, event_name: str) -> list[Trait]:
         found = self._matching.get((event_type, event_name))
         if found is None:
-            found = [
+            # Senders choose the names.
+            if len(self._matching) >= MOST_NAMES:
+                self._matching.clear()
+            found = self._matching[event_type, event_name] = [
                 trait
                 for wanted_type, wanted_name, trait in self._matchers
                 if wanted_type in ("", event_type) and wanted_name in ("", event_name)
             ]
-            if len(self._matching) < MOST_NAMES:
-                self._matching[event_type, event_name] = found
         return found
 
     def combine(self, left: States, right: States) -> States:
@@ -215,9 +222,9 @@ class Folder:
         return combined
 
     def live(self, states: States, now_us: int) -> States:
-        """Return what of states still counts at an instant (µs), without those whose definition is gone."""
-        found = ((key, self.kinds[key].live(state, now_us)) for key, state in states.items() if key in self.kinds)
-        return {key: state for key, state in found if state is not None}
+        """Return what of states still counts at an instant (µs); a state whose definition is gone is kept."""
+        found = {key: self.kinds[key].live(one, now_us) if key in self.kinds else one for key, one in states.items()}
+        return {key: state for key, state in found.items() if state is not None}
 
     def present(self, states: States, now_us: int) -> dict[str, Any]:
         """Return the computed traits that readers see at an instant (µs): values by name."""
@@ -237,8 +244,17 @@ def _trait(definition: Definition) -> Trait:
         raise ConfigurationError(f"The computed trait {definition.name} cannot be used: {error}") from error
 
 
+def _reading(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a path with the decoder's name of its first part."""
+    return (_field(path[0]), *path[1:]) if path else ()
+
+
+def _field(name: str) -> str:
+    return f"p_{name.encode().hex()}"
+
+
 def _walk(decoded: Any, path: tuple[str, ...]) -> Any:
-    value = getattr(decoded, f"p_{path[0].encode().hex()}")
+    value = getattr(decoded, path[0])
     for name in path[1:]:
         value = value.get(name) if isinstance(value, dict) else None
     return value
@@ -246,6 +262,6 @@ def _walk(decoded: Any, path: tuple[str, ...]) -> Any:
 
 def _property_decoder(names: Iterable[str]) -> msgspec.json.Decoder[Any]:
     """Return a decoder that reads only these properties, with exact numbers."""
-    rename = {f"p_{name.encode().hex()}": name for name in sorted(names)}
+    rename = {_field(name): name for name in sorted(names)}
     fields: Any = [(field, Any, None) for field in rename]
     return msgspec.json.Decoder(msgspec.defstruct("Properties", fields, rename=rename), float_hook=decimal.Decimal)

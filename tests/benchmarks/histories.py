@@ -31,7 +31,8 @@ def replay(bed: Bed, events: int, people: int) -> Figure:
     start = time.perf_counter()
     with history.snapshot() as reading, reading.session.cursor() as cursor:
         for table in reading.tables:
-            with cursor.copy(history.query(table.name, *EVERY_ANCHOR, history.Filter())) as copied:
+            read = history.query(table.name, *EVERY_ANCHOR, history.Filter(), reading.rules.folder.reading)
+            with cursor.copy(read) as copied:
                 sum(1 for _ in copied)
     return Figure(
         row="replay", unit="events", figure=report.events / elapsed, reference_name="bare COPY TO of the same columns",

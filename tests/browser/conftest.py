@@ -9,8 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 from playwright.sync_api import sync_playwright
 
+from martech.embedded.valkey import ROLES
 from tests.running import ROOT, free_port, wait_until
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -84,7 +86,10 @@ class Platform:
 
 @pytest.fixture
 def platform(database_url, tmp_path):
-    """Return a running platform with an empty database and a superuser `admin`."""
+    """Return a running platform with an empty database, log and cache, and a superuser `admin`."""
+    for role in ROLES:
+        with redis.Redis.from_url(os.environ[f"{role.upper()}_URL"]) as server:
+            server.flushall()
     running = Platform(database_url, tmp_path)
     running.manage("createsuperuser", "--noinput", "--username", "admin", "--email", "admin@example.com")
     try:

@@ -212,6 +212,13 @@ class Bed:
         assert answer.status_code == 200, answer.text
         return json.loads(answer.text, parse_float=Decimal)
 
+    def found(self, reference: str) -> dict[str, Any] | None:
+        """Return a profile as readers get it now, None where there is none."""
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        answer = httpx.get(f"{self.url}/v1/profiles/{reference}", headers=headers, timeout=15)
+        assert answer.status_code in {200, 404}, answer.text
+        return answer.json() if answer.status_code == 200 else None
+
     def last_lines(self, number: int = 60) -> str:
         """Return the last lines that the programs said."""
         return "".join(self.lines.read_text(errors="replace").splitlines(keepends=True)[-number:])

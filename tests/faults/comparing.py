@@ -24,16 +24,17 @@ def differences(bed: Bed, ledger: Ledger, *, tag: str, since: datetime, chance: 
     )
     aside = bed.rows("SELECT reason, message_id, detail FROM cdp_deadletter")
     return [
-        *_told("lost", sorted(ledger.messages.keys() - stored.keys())),
-        *_told("doubled", sorted(one for one, times in stored.items() if times > 1)),
-        *_told("never acknowledged", sorted(stored.keys() - ledger.messages.keys())),
-        *_told("put aside", sorted(map(str, aside))),
-        *_told("otherwise in PostgreSQL", _other_people(_stored_people(bed, tag), ledger)),
-        *_told("otherwise as read", _other_people(_read_people(bed, ledger, chance), ledger, whole=False)),
+        *told("lost", sorted(ledger.messages.keys() - stored.keys())),
+        *told("doubled", sorted(one for one, times in stored.items() if times > 1)),
+        *told("never acknowledged", sorted(stored.keys() - ledger.messages.keys())),
+        *told("put aside", sorted(map(str, aside))),
+        *told("otherwise in PostgreSQL", _other_people(_stored_people(bed, tag), ledger)),
+        *told("otherwise as read", _other_people(_read_people(bed, ledger, chance), ledger, whole=False)),
     ]
 
 
-def _told(kind: str, found: list[str]) -> list[str]:
+def told(kind: str, found: list[str]) -> list[str]:
+    """Return the first of what was found of a kind, and how many there are."""
     lines = [f"{kind}: {one}" for one in found[:TOLD]]
     return [*lines, f"{kind}: {len(found)} in all"] if found else []
 

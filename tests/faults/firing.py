@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Sequence
 from random import Random
 
 import httpx
@@ -25,8 +26,10 @@ MISSED = (Missed, psycopg.Error, redis.RedisError, psutil.Error, httpx.Transport
 class Fire:
     """Brings faults about, and counts them by what they are."""
 
-    def __init__(self, bed: Bed, chance: Random) -> None:
-        self.bed, self.chance = bed, chance
+    def __init__(
+        self, bed: Bed, chance: Random, faults: Sequence[Fault] = FAULTS, every: tuple[float, float] = EVERY_SECONDS
+    ) -> None:
+        self.bed, self.chance, self.faults, self.every = bed, chance, faults, every
         self.counts: Counter[str] = Counter()
         self._next = time.monotonic()
         self._lasting: list[tuple[float, Fault, Lasting]] = []
@@ -39,12 +42,12 @@ class Fire:
             self._end(one)
         if now >= self._next:
             self._inject()
-            self._next = now + self.chance.uniform(*EVERY_SECONDS)
+            self._next = now + self.chance.uniform(*self.every)
         time.sleep(0.02)
 
     def _inject(self) -> None:
         """Bring one fault about, of those whose victims are well."""
-        possible = [fault for fault in FAULTS if all(self._well(victim) for victim in fault.victims)]
+        possible = [fault for fault in self.faults if all(self._well(victim) for victim in fault.victims)]
         if not possible:
             return
         # What was seldom possible so far comes sooner, so that each gets its share.

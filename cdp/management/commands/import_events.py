@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from cdp import audit
-from cdp.imports import ledger
+from cdp.imports import aside, ledger
 from cdp.imports.errors import LocalErrors
 from cdp.imports.files import LocalFile
 from cdp.imports.mapping import Mapping, complete
@@ -109,7 +109,7 @@ class Command(BaseCommand):
 
     def _run(self, file: LocalFile, found: EventImport, *, quiet: bool) -> bool:
         with file.content() as stream, _stoppable() as stop, _shown(file, found, quiet=quiet) as tell:
-            errors = LocalErrors(file.errors_path(settings.OPTIONS.data / "imports"))
+            errors = LocalErrors(file.errors_path(aside.folder()))
             done = run(found, stream, errors, config=settings.CONFIG, stop=stop, tell=tell)
         file.check_unchanged()
         return done

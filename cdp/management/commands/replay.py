@@ -1,11 +1,11 @@
-"""`manage.py replay`: rebuild people from events and archive in a shadow, and compare with what PostgreSQL holds."""
+"""`manage.py replay`: rebuild people from events and archive, and compare with what PostgreSQL holds, or mend that."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -13,8 +13,9 @@ from django.db import connection
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cdp import lookup, replay
+from cdp import lookup, repair, replay
 from cdp.management.arguments import instant, source_id
+from cdp.repair import Repaired
 from cdp.replay import Difference, Filter, Rebuilt, Report
 from martech.lib.errors import MartechError
 
@@ -26,11 +27,18 @@ class Command(BaseCommand):
     help = (
         "Rebuild people from the event stream and the archive, in memory, and compare with what PostgreSQL holds. "
         "With a filter there is nothing to compare with: it prints what those events alone would make, with --profile "
-        "beside what is held of the profile. Nothing is written."
+        "beside what is held of the profile. Nothing is written but with --repair, which brings people to what events "
+        "say: after damage, and after a change of a merge policy, whose older values it brings under the new one."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--verify", action="store_true", help="Exit status 1 if there is a difference")
+        parser.add_argument(
+            "--repair",
+            action="store_true",
+            help="Write what events say where PostgreSQL says otherwise; processors may run. Exit status 1 if some "
+            "of it is left. --verify says before what it would do",
+        )
         parser.add_argument("--profile", default="", help="Its id or an identifier, such as user_id:u1")
         parser.add_argument("--source", default="", help="Its name")
         parser.add_argument("--since", type=instant, help="Happened then or later: 2026-11-24T08:00 (UTC)")
@@ -49,29 +57,30 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         filtered = any(options[name] for name in FILTERS)
-        if options["verify"] and filtered:
+        if (options["verify"] or options["repair"]) and filtered:
             raise CommandError(
-                "Some events alone cannot be compared with the truth: leave --verify or the filters out."
+                "Some events alone cannot be compared with the truth: leave --verify and --repair or the filters out."
             )
+        if options["verify"] and options["repair"]:
+            raise CommandError("--verify writes nothing: leave it or --repair out.")
         if options["identifiers_per_pass"] < 1:
             raise CommandError("--identifiers-per-pass is 1 or more.")
-        quiet = options["json"] or not self.stdout.isatty()
+        found: Rebuilt | Report | Repaired
         try:
-            with _progress(quiet=quiet) as advance:
-                if filtered:
-                    found = _rebuilt(options, advance)
-                else:
-                    report = replay.verify(
-                        per_pass=options["identifiers_per_pass"], most=options["examples"], advance=advance
-                    )
+            with _progress(quiet=options["json"] or not self.stdout.isatty()) as bars:
+                found = _rebuilt(options, bars.advance) if filtered else _compared(options, bars)
         except MartechError as error:
             raise CommandError(error.message) from error
-        if filtered:
-            self.stdout.write(_json(found) if options["json"] else _told(found))
-            return
-        self.stdout.write(_json(report.document()) if options["json"] else _reported(report))
-        if options["verify"] and report.differences:
+        self.stdout.write(_document(found) if options["json"] else _told(found))
+        if isinstance(found, Repaired) and found.left:
             sys.exit(1)
+        if isinstance(found, Report) and options["verify"] and found.differences:
+            sys.exit(1)
+
+
+def _compared(options: dict[str, Any], bars: Bars) -> Report | Repaired:
+    given = {"per_pass": options["identifiers_per_pass"], "most": options["examples"], "advance": bars.advance}
+    return repair.repair(**given, told=bars.told) if options["repair"] else replay.verify(**given)
 
 
 def _rebuilt(options: dict[str, Any], advance: Callable[[int], object]) -> Rebuilt:
@@ -84,6 +93,23 @@ def _rebuilt(options: dict[str, Any], advance: Callable[[int], object]) -> Rebui
         per_pass=options["identifiers_per_pass"],
         advance=advance,
     )
+
+
+def _document(found: Rebuilt | Report | Repaired) -> str:
+    return _json(found if isinstance(found, Rebuilt) else found.document())
+
+
+def _told(found: Rebuilt | Report | Repaired) -> str:
+    if isinstance(found, Rebuilt):
+        return _made(found)
+    return _reported(found) if isinstance(found, Report) else _repaired(found)
+
+
+def _repaired(found: Repaired) -> str:
+    lines = [_reported(found.report)]
+    lines += [f"written: {found.written[kind]:,} {kind}" for kind in repair.WRITTEN if found.written[kind]]
+    lines += [f"left: {number:,} {kind}" for kind, number in sorted(found.left.items())]
+    return "\n".join(lines if found.written or found.left else [*lines, "nothing to repair"])
 
 
 def _reported(report: Report) -> str:
@@ -109,7 +135,7 @@ def _example(one: Difference) -> str:
     return f"  {one.kind} of {one.where}\n    held:    {_json(one.held)}\n    rebuilt: {_json(one.rebuilt)}"
 
 
-def _told(found: Rebuilt) -> str:
+def _made(found: Rebuilt) -> str:
     lines = [f"{found.events:,} events ({found.archived:,} of them archived) of {found.identifiers:,} identifiers"]
     if found.held is None:
         lines += [f"computed traits of all together: {_json(found.computed_traits)}"]
@@ -123,16 +149,27 @@ def _json(value: Any) -> str:
     return replay.shown(value)
 
 
+class Bars(NamedTuple):
+    """What hears how many events were read, and how many rows written."""
+
+    advance: Callable[[int], None]
+    told: Callable[[int], None]
+
+
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show how many events were read, on a terminal."""
+def _progress(*, quiet: bool) -> Iterator[Bars]:
+    """Show on a terminal how many events were read, and how many rows written once there are some."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class"
                        " JOIN pg_inherits ON inhrelid = oid WHERE inhparent = 'event_stream'::regclass")  # fmt: skip
         expected = cursor.fetchone()[0]
     with Progress(*COLUMNS, console=Console(stderr=True), transient=True, disable=quiet) as bar:
-        task = bar.add_task("events", total=expected or None)
-        yield lambda number: bar.advance(task, number)
+        events = bar.add_task("events", total=expected or None)
+        rows = bar.add_task("written", total=None, visible=False)
+        yield Bars(
+            lambda number: bar.advance(events, number),
+            lambda number: bar.update(rows, advance=number, visible=True),
+        )
 
 
 def _profile_id(reference: str) -> UUID | None:

@@ -1,6 +1,10 @@
-"""The function by which conditions on times read texts as `cdp.processing.conditions.instant_of` does."""
+"""Traits that fall as time passes: when a profile is due, and how conditions read times.
 
-from django.db import migrations
+`cdp_instant` reads a text as `cdp.processing.conditions.instant_of` does.
+"""
+
+from django.db import migrations, models
+from django.db.models.functions import Now
 
 MADE = r"""
 CREATE FUNCTION cdp_instant(said text) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
@@ -24,4 +28,24 @@ $$
 
 class Migration(migrations.Migration):
     dependencies = [("cdp", "0006_who_is_who")]
-    operations = [migrations.RunSQL(MADE, "DROP FUNCTION cdp_instant(text)")]
+    operations = [
+        migrations.RunSQL(MADE, "DROP FUNCTION cdp_instant(text)"),
+        migrations.AddField(
+            "profile",
+            "computed_at",
+            models.DateTimeField(db_default=Now(), help_text="As of when `computed_traits` are"),
+        ),
+        migrations.AddField(
+            "profile",
+            "due_at",
+            models.DateTimeField(
+                null=True,
+                blank=True,
+                help_text="When time alone changes `computed_traits` next; empty where only events do",
+            ),
+        ),
+        migrations.AddIndex(
+            "profile",
+            models.Index(fields=["due_at"], name="profile_due", condition=models.Q(due_at__isnull=False)),
+        ),
+    ]
