@@ -6,7 +6,7 @@ It goes with the person. The other keeps everything else, as if the alias had ne
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -40,14 +40,12 @@ SELECT DISTINCT i.profile_id FROM cdp_identifier i WHERE i.id = ANY(%(ids)s::big
 """
 
 
-def take_out(person: Person) -> bool:
-    """Give the anonymous ids that aliases made of a held person's user ids profiles of their own, and add these.
+def take_out(person: Person, found: Mapping[int, Identifier]) -> None:
+    """Give anonymous ids that aliases made of a person's user ids (`named`) profiles of their own, and add these.
 
-    The caller's transaction deletes them. False where there are none.
+    The person's own rows are deleted by then: the rules make others anew as if neither had ever been. The caller's
+    transaction deletes what was added.
     """
-    found = _named(person)
-    if not found:
-        return False
     ids, names = list(found), frozenset(found.values())
     erasing.note_beside(person, ids)
     # Without them nothing holds the ids in other people's profiles.
@@ -60,11 +58,13 @@ def take_out(person: Person) -> bool:
     person.anchors = sorted({*person.anchors, *ids})
     person.aliases = sorted({*person.aliases, *names})
     person.profiles = sorted({*person.profiles, *(row[0] for row in alone)})
-    return True
 
 
-def _named(person: Person) -> dict[int, Identifier]:
-    """Return the anonymous ids that stand for the person's user ids in others' profiles, by row id."""
+def named(person: Person) -> dict[int, Identifier]:
+    """Return the anonymous ids that stand for a held person's user ids in others' profiles, by row id.
+
+    Called before their links go.
+    """
     values = {one.value for one in person.identifiers if one.namespace == USER_ID}
     known = {one.value for one in person.aliases}
     rows = erasing.select(NAMESAKES, [sorted(values | known), person.profiles]) if values | known else []

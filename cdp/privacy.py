@@ -229,11 +229,13 @@ def _erase_rows(turn: Run) -> Receipt:
     """Delete the person's rows, and keep out what was joined to them since they were asked for."""
     person = turn.work.person
     erasing.hold(person)
-    if aliases.take_out(person):
-        # Without them the rules may have made others of those who hang together.
-        erasing.hold(person)
+    named = aliases.named(person)
+    found = erasing.delete(person)
+    if named:
+        aliases.take_out(person, named)
+        found = {name: number + found[name] for name, number in erasing.delete(person).items()}
     suppressions.add(person.names, turn.id)
-    return erasing.delete(person)
+    return dict(found)
 
 
 def _erase_letters(turn: Run) -> Receipt:

@@ -7,15 +7,15 @@ from django.db import connection
 
 from cdp import aliases, erasing
 from cdp.processing.identity import Identifier
+from tests.conftest import pointed_at
 
-pytestmark = pytest.mark.django_db
 PEOPLE = 100_000
 
 
-@pytest.fixture
-def many():
-    """Make many people of two identifiers and a link each."""
-    with connection.cursor() as cursor:
+@pytest.fixture(scope="module")
+def many(own_core, django_db_setup, django_db_blocker):
+    """Make many people of two identifiers and a link each, in a database whose statistics are nobody else's."""
+    with pointed_at(own_core.url, django_db_blocker), connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO customer_profiles (id, identity_graph, traits, computed_traits, version, timestamp,"
             " created_at, registers, trait_states) SELECT md5(n::text)::uuid, '{}', '{}', '{}', 1, now(), now(), '{}',"
@@ -32,6 +32,7 @@ def many():
             [PEOPLE],
         )  # fmt: skip
         cursor.execute("ANALYZE customer_profiles, cdp_identifier, cdp_edge")
+        yield
 
 
 def scanned(query, values):
