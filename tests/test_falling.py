@@ -35,6 +35,7 @@ def ago(days):
 def pass_days(core, days):
     """Let so many days pass: all that was said and computed is that much older."""
     core.rows("UPDATE event_stream SET occurred_at = occurred_at - %s * interval '1 day' RETURNING 1", days)
+    core.rows("UPDATE cdp_edge SET occurred_at = occurred_at - %s * interval '1 day' RETURNING 1", days)
     shift = (
         "(SELECT jsonb_object_agg(k, CASE jsonb_typeof(v) WHEN 'object' THEN (SELECT jsonb_object_agg(b::int - {0}, n)"
         " FROM jsonb_each(v) AS of (b, n)) WHEN 'number' THEN CASE WHEN v::bigint > 1e12 THEN"
