@@ -1,11 +1,13 @@
 """However many people hang together: only those whom evidence sways are looked at, and all is as from scratch."""
 
+from itertools import pairwise
 from random import Random
 from uuid import uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdp.processing import looking
 from cdp.processing.clusters import ANY, Evidence, Link, Namespace, Ruleset, Unmerge, derive, paired
 from cdp.processing.graph import Row, Whole
 from cdp.processing.identity import Identifier
@@ -41,7 +43,7 @@ class World:
     def __init__(self, rules=STRICT):
         self.rules = rules
         self.links, self.unmerges, self.of, self.blocked = {}, {}, {}, {}
-        self.loaded = set()
+        self.ids, self.loaded = {}, set()
 
     def step(self, number, change, *rest):
         touched = getattr(self, change)(number, *rest)
@@ -102,7 +104,7 @@ class World:
         fresh = set(profiles) - whole.inside
         whole.inside |= fresh
         mine = {one for one, profile in self.of.items() if profile in fresh}
-        whole.rows |= {one: Row(names.index(one), self.of[one], None) for one in mine}
+        whole.rows |= {one: Row(self.ids.setdefault(one, len(self.ids)), self.of[one], None) for one in mine}
         links = {pair: one for pair, one in self.links.items() if not mine.isdisjoint(pair)}
         whole.links |= links
         unmerges = {one.id: one for one in self.unmerges.values() if not mine.isdisjoint(one.sides)}
@@ -112,6 +114,7 @@ class World:
         whole.blocked |= {one: self.blocked[one] for one in met if one in self.blocked}
         for one in whole.blocked.keys() & whole.rows.keys():
             del whole.blocked[one]
+        whole.neighbours = {self.of[one] for one in whole.of if one not in whole.blocked} - whole.inside
 
     def clusters(self):
         found = {}
@@ -133,3 +136,18 @@ def test_looking_at_whom_evidence_sways_is_looking_at_everyone(seed, steps):
     for number in range(steps):
         world.step(number, *step(random))
         as_from_scratch(world)
+
+
+def test_a_row_in_which_each_sways_the_next_takes_few_turns(monkeypatch):
+    """Hundreds of users and devices in a row, of which two make a pair: another first device parts all the others."""
+    rules = Ruleset(1, {"user_id": Namespace(1, 0), "anonymous_id": Namespace(1, 90), ANY: Namespace(5, 50)})
+    world, turns = World(rules), []
+    row = [Identifier(space, f"{number:03}") for number in range(150) for space in ("user_id", "anonymous_id")]
+    for number, pair in enumerate(pairwise(row)):
+        world.step(number, "say", pair, 1, number)
+    as_from_scratch(world)
+    monkeypatch.setattr(looking.clusters, "derive", lambda *given, **more: turns.append(1) or derive(*given, **more))
+    world.step(5000, "say", (Identifier("anonymous_id", "another"), row[0]), 0, 0)
+    as_from_scratch(world)
+    assert world.of[row[1]] == world.of[row[2]] != world.of[row[0]]
+    assert len(turns) < 15

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from uuid import UUID
 
 from cdp.processing import clusters
@@ -17,6 +18,8 @@ from cdp.processing.graph import Pair, Whole
 from cdp.processing.identity import Identifier
 
 Load = Callable[[Iterable[UUID]], object]
+# How often only those who were swayed are looked at in turn.
+NEAR_TURNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,26 @@ def look(
     `load` adds profiles, with what bears on them, to `whole`; `root` says what a stored profile has become part of.
     """
     inside = set(people)
-    while True:
+    for turn in count(1):
         view = _View(whole, inside, load, brought or Brought(), root)
         looked = view.looked(rules)
         swayed = view.swayed(looked) - inside
         if not swayed:
-            return looked
+            break
         inside |= swayed
+        if turn > NEAR_TURNS:
+            # Each sways the next one: where that ends is found by ever longer steps.
+            inside |= _further(whole, load, root, 2 ** (turn - NEAR_TURNS))
+    return looked
+
+
+def _further(whole: Whole, load: Load, root: Callable[[UUID], UUID], steps: int) -> set[UUID]:
+    """Load whom links and unmerges lead to, so many steps on; return everyone who is loaded."""
+    for _ in range(steps):
+        if not whole.neighbours:
+            break
+        load({root(one) for one in whole.neighbours})
+    return {root(one) for one in whole.inside}
 
 
 class _View:

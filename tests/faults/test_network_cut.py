@@ -72,10 +72,13 @@ async def test_events_are_refused_while_the_log_is_cut_off_and_taken_again_by_th
 
             assert (await track("before")).status_code == 200
             getattr(proxy, cut)()
-            assert (await track("meanwhile")).status_code == 503
+            answer = (await track("meanwhile")).status_code
+            # Who sees in time that the other side hung up connects anew, and loses nothing.
+            assert answer == 503 or (cut, answer) == ("hang_up", 200)
             proxy.mend()
             await wait_for(200, partial(track, "after"))
-            assert {one.message["messageId"] for one in collector.logged()} - {"meanwhile"} == {"before", "after"}
+            taken = {"before", "after"} | ({"meanwhile"} if answer == 200 else set())
+            assert taken <= {one.message["messageId"] for one in collector.logged()} <= taken | {"meanwhile"}
 
 
 @pytest.mark.anyio
