@@ -181,6 +181,9 @@ class Folder:
         self._named = sorted(((one.name, key) for key, one in self.kinds.items()))
         self._matchers = [(one.event_type, one.event_name, self.kinds[one.key]) for one in definitions]
         self._properties = _property_decoder(set().union(*(one.names for one in self.kinds.values())))
+        # What time alone takes from, and what it changes at all: most definitions are neither.
+        self._windowed = frozenset(key for key, one in self.kinds.items() if one.window is not None)
+        self._timed = self._windowed.union(key for key, one in self.kinds.items() if type(one.kind).due is not Kind.due)
         # By type and name of an event, those that it may count for.
         self._matching: dict[tuple[str, str], list[Trait]] = {}
 
@@ -223,7 +226,11 @@ class Folder:
 
     def live(self, states: States, now_us: int) -> States:
         """Return what of states still counts at an instant (µs); a state whose definition is gone is kept."""
-        found = {key: self.kinds[key].live(one, now_us) if key in self.kinds else one for key, one in states.items()}
+        if self._windowed.isdisjoint(states):
+            return states
+        found = {
+            key: self.kinds[key].live(one, now_us) if key in self._windowed else one for key, one in states.items()
+        }
         return {key: state for key, state in found.items() if state is not None}
 
     def present(self, states: States, now_us: int) -> dict[str, Any]:
@@ -233,7 +240,7 @@ class Folder:
 
     def due(self, states: States, now_us: int) -> int | None:
         """Return when (µs) the first value may change by itself, None where only events change them."""
-        found = [self.kinds[key].due(state, now_us) for key, state in states.items() if key in self.kinds]
+        found = [self.kinds[key].due(states[key], now_us) for key in self._timed if key in states]
         return min((at for at in found if at is not None), default=None)
 
 
