@@ -114,6 +114,15 @@ FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND (
 )
 LIMIT %(limit)s FOR UPDATE
 """
+_LINKS = """
+SELECT id, message_id FROM cdp_edge WHERE left_id = ANY(%(anchors)s::bigint[]) OR right_id = ANY(%(anchors)s::bigint[])
+ORDER BY id
+"""
+# Where an event still is called so, it does not name the person; else it was redacted, or is in the archive alone.
+_RENAME = """
+UPDATE cdp_edge e SET message_id = %s WHERE id = %s
+AND NOT EXISTS (SELECT FROM event_stream WHERE anchor_id IN (e.left_id, e.right_id) AND message_id = e.message_id)
+"""
 REWRITE = """
 UPDATE event_stream SET message_id = %s, name = %s, identifiers = %s::jsonb, properties = %s::jsonb,
     context = %s::jsonb, extra = %s::jsonb
@@ -232,9 +241,17 @@ def mentions(person: Person) -> int:
 
 
 def mentioned(person: Person, anchors: Collection[int]) -> None:
-    """Take the person's identifiers out of the traits of others, by the anchors of events that name them."""
+    """Take the person's identifiers out of the traits and links of others, by the anchors of events that name them."""
     profiles = _scrub_states(anchors, pattern_of_states(person))
+    _scrub_edges(anchors, redaction.pattern(person.values))
     person.neighbours = sorted({*person.neighbours, *profiles})
+
+
+def _scrub_edges(anchors: Collection[int], found: re.Pattern[str]) -> None:
+    """Call messages as the events are called by now; their people are locked, as processing locks them first."""
+    for row_id, message_id in select(_LINKS, {"anchors": sorted(anchors)}):
+        if (left := redaction.redact(message_id, found)) != message_id:
+            _execute(_RENAME, [left, row_id])
 
 
 def without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
