@@ -16,6 +16,7 @@ import msgspec
 from django.db import connection
 
 from cdp import redaction
+from cdp.processing import registers
 from cdp.processing.accounts import Membership
 from cdp.processing.consent import Choice, Consent
 from cdp.processing.identity import Identifier
@@ -243,8 +244,34 @@ def mentions(person: Person) -> int:
 def mentioned(person: Person, anchors: Collection[int]) -> None:
     """Take the person's identifiers out of the traits and links of others, by the anchors of events that name them."""
     profiles = _scrub_states(anchors, pattern_of_states(person))
+    _scrub_numbers(anchors, profiles, redaction.pattern(redaction.distinct(person.values)))
     _scrub_edges(anchors, redaction.pattern(person.values))
     person.neighbours = sorted({*person.neighbours, *profiles})
+
+
+def _scrub_numbers(anchors: Collection[int], profiles: Sequence[UUID], found: re.Pattern[str]) -> None:
+    """Take identifiers that are numbers out of given traits; the profiles are locked."""
+    for row_id, held in select("SELECT id, registers::text FROM cdp_identifier WHERE id = ANY(%s)", [sorted(anchors)]):
+        if (left := _without_numbers(held, found)) != held:
+            _execute("UPDATE cdp_identifier SET registers = %s::jsonb WHERE id = %s", [left, row_id])
+    for row_id, held in select("SELECT id, registers::text FROM customer_profiles WHERE id = ANY(%s)", [profiles]):
+        if (left := _without_numbers(held, found)) != held:
+            traits = msgspec.json.encode(registers.present(registers.load(left))).decode()
+            _execute("UPDATE customer_profiles SET registers = %s::jsonb, traits = %s::jsonb, version = version + 1,"
+                     " timestamp = now() WHERE id = %s", [left, traits, row_id])  # fmt: skip
+
+
+def _without_numbers(held: str, found: re.Pattern[str]) -> str:
+    """Return registers whose values are none of these numbers; what orders them, and what policies made, stays."""
+    states = msgspec.json.decode(held, type=dict[str, msgspec.Raw])
+    changed = dict[str, list[msgspec.Raw]]()
+    for name, state in states.items():
+        if bytes(state).startswith(b"["):
+            value, *order = msgspec.json.decode(state, type=list[msgspec.Raw])
+            before = bytes(value).decode()
+            if (left := redaction.redact_json(before, found, numbers=True)) != before:
+                changed[name] = [msgspec.Raw(left.encode()), *order]
+    return msgspec.json.encode(states | changed).decode() if changed else held
 
 
 def _scrub_edges(anchors: Collection[int], found: re.Pattern[str]) -> None:
@@ -259,7 +286,7 @@ def without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[
     event_id, ingested_at, _, message_id, name, identifiers, *said = row
     gone = set(person.names)
     kept = [pair for pair in json.loads(identifiers) if Identifier(*pair) not in gone]
-    cleaned = [text and redaction.redact_json(text, found) for text in said]
+    cleaned = [text and redaction.redact_json(text, found, numbers=True) for text in said]
     plain = [redaction.redact(text, found) for text in (message_id, name)]
     return [*plain, json.dumps(kept, ensure_ascii=False), *cleaned, event_id, ingested_at]
 
