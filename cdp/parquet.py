@@ -271,7 +271,7 @@ def _redacted(
     row: dict[str, Any], found: re.Pattern[str], named: frozenset[Identifier], groups: Mapping[str, str]
 ) -> dict[str, Any]:
     plain = {name: redaction.redact(row[name], found) for name in SAID if row[name]}
-    coded = {name: redaction.redact_json(row[name], found) for name in SAID_AS_JSON if row[name]}
+    coded = {name: redaction.redact_json(row[name], found, numbers=True) for name in SAID_AS_JSON if row[name]}
     kept = [one for one in row["identifiers"] if (one["namespace"], one["value"]) not in named]
     if row["event_type"] == "group" and (group := _group_of(row["extra"])) in groups:
         coded["extra"] = redaction.with_member(coded["extra"], "groupId", groups[group])
