@@ -297,7 +297,11 @@ def pattern_of_states(person: Person) -> re.Pattern[str]:
 
 
 def _scrub_states(anchors: Collection[int], found: re.Pattern[str]) -> list[UUID]:
-    """Take the identifiers out of what those events made of others' traits, as a replay of them would."""
+    """Take the identifiers out of what those events made of others' traits, as a replay of them would.
+
+    Each profile's version rises, whether or not it was found to say them: whoever read their events before must not
+    write by it.
+    """
     locked = select(
         "SELECT id FROM customer_profiles WHERE id IN (SELECT profile_id FROM cdp_identifier WHERE id = ANY(%s))"
         " ORDER BY id FOR UPDATE",
@@ -317,7 +321,7 @@ def _scrub_rows(
     shown = ", ".join(f"{column}::text" for column in columns)
     for row_id, *before in select(f"SELECT id, {shown} FROM {table} WHERE {where} ORDER BY id FOR UPDATE", [ids]):  # noqa: S608
         after = [redaction.redact_json(text, found) for text in before]
-        if after != before:
+        if after != before or also:
             set_to = ", ".join(f"{column} = %s::jsonb" for column in columns)
             _execute(f"UPDATE {table} SET {set_to}{also} WHERE id = %s", [*after, row_id])  # noqa: S608
 

@@ -375,7 +375,10 @@ def _erase_archived(turn: Run) -> Receipt:
 
 
 def _erase_held(turn: Run) -> Receipt:
-    return {one.name: one.erase(turn.work.person.names) for one in holders.holders()}
+    names = turn.work.person.names
+    found: Receipt = {one.name: one.erase(names) for one in holders.holders()}
+    standing = " ".join(said for one in holders.holders() if (said := one.standing(names)))
+    return found | ({"standing": standing} if standing else {})
 
 
 def _erase_elsewhere(turn: Run) -> Receipt:

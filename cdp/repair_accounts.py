@@ -60,11 +60,6 @@ def seen(session: store.Connection, groups: Sequence[str], built: Built) -> Seen
     return _read(session, groups, built, "")
 
 
-def hold(driver: store.Connection, groups: Collection[str]) -> None:
-    """Let nobody change accounts until the transaction ends."""
-    _read(driver, sorted(groups), Built({}, None), _LOCKED)
-
-
 def _read(session: store.Connection, groups: Sequence[str], built: Built, locking: str) -> Seen:
     ids = account_store.find(session, groups)
     wanted = {*ids.values(), *_holders(session, built.named(groups))}
