@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from cdp.processing import account_store, accounts, store
+from cdp import suppressions
+from cdp.processing import account_store, accounts, store, suppression
 from cdp.processing.account_store import Changed
 from cdp.processing.accounts import Evidence
 from cdp.processing.identity import Identifier
@@ -88,6 +89,9 @@ def write(driver: store.Connection, groups: Sequence[str], built: Built, before:
     same = [group for group in groups if _is_as_before(driver, group, built, before, held)]
     now_us = store.database_now_us(driver)
     now = clock.from_us(now_us).isoformat()
+    # An erasure is at the calls of those that are kept out: their account has another name.
+    kept_out = suppression.suppressed(driver, suppressions.key(), [suppression.of_group(one) for one in groups])
+    same = [group for group in same if suppression.of_group(group) not in kept_out]
     missing = [group for group in same if group not in held.ids]
     if missing:
         held.ids |= account_store.insert(driver, missing, now, lambda: new_profile_id(now_us))
