@@ -291,6 +291,28 @@ def test_a_repair_at_the_same_time_does_not_bring_back_what_was_said(platform, m
     assert replay.verify().examples == []
 
 
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_repair_makes_no_account_of_calls_that_an_erasure_has_not_come_to(platform, monkeypatch, meanwhile):  # noqa: F811
+    platform.send(message("group", userId=ANN, groupId="acme", traits={"owner": MAIL}))
+    platform.process()
+    in_archive()
+    erasure, done = erase(f"user_id:{ANN}"), []
+    monkeypatch.setitem(privacy.STEPS, "archive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(platform, erasure)
+    monkeypatch.undo()
+
+    def goes_on(_):
+        if meanwhile and not done:
+            done.append(privacy.run(erasure.pk, patience=5))
+
+    assert repair.repair(advance=goes_on).left["accounts"] == (0 if meanwhile else 1)
+    assert privacy.run(erasure.pk, patience=5).status == Erasure.Status.DONE
+    assert Account.objects.count() == 0
+    assert MAIL.encode() not in platform.stores()["postgresql"]
+    assert replay.verify().examples == []
+
+
 def interrupted(turn):
     raise KeyboardInterrupt
 
