@@ -1,4 +1,4 @@
-"""What an alias made of an erased user's name: an anonymous id of the same value, in somebody else's profile.
+"""What an alias made of an erased person's name: an anonymous id of the same value, in somebody else's profile.
 
 It goes with the person. The other keeps everything else, as if the alias had never named anybody.
 """
@@ -33,6 +33,16 @@ _TOLD = """
 SELECT DISTINCT event_type = 'alias', message_id FROM event_stream
 WHERE anchor_id = ANY(%s::bigint[]) AND identifiers @> %s::jsonb AND (event_type = 'alias' OR message_id = ANY(%s))
 """
+_ANCHORED = "SELECT FROM event_stream WHERE anchor_id = %s LIMIT 1"
+# By the person's profiles, as an index has them: nothing is deleted yet.
+_REFUSED = """
+SELECT FROM cdp_identitydecision d
+WHERE (d.other_id = ANY(%(profiles)s::uuid[]) OR d.profile_id = ANY(%(profiles)s::uuid[]))
+AND d.reason = 'two_identified_people' AND d.detail->'identifiers' @> %(user)s::jsonb AND EXISTS (
+    SELECT FROM cdp_identifier i WHERE i.id = ANY(%(others)s::bigint[])
+    AND d.detail->'identifiers' @> jsonb_build_array(jsonb_build_array(i.namespace, i.value))
+) LIMIT 1
+"""
 _SHARED = """
 SELECT DISTINCT i.profile_id FROM cdp_identifier i WHERE i.id = ANY(%(ids)s::bigint[]) AND EXISTS (
     SELECT FROM cdp_identifier other WHERE other.profile_id = i.profile_id AND other.id <> ALL(%(ids)s::bigint[])
@@ -41,7 +51,7 @@ SELECT DISTINCT i.profile_id FROM cdp_identifier i WHERE i.id = ANY(%(ids)s::big
 
 
 def take_out(person: Person, found: Mapping[int, Identifier]) -> None:
-    """Give anonymous ids that aliases made of a person's user ids (`named`) profiles of their own, and add these.
+    """Give anonymous ids that aliases made of a person's values (`named`) profiles of their own, and add these.
 
     The person's own rows are deleted by then: the rules make others anew as if neither had ever been. The caller's
     transaction deletes what was added.
@@ -61,22 +71,23 @@ def take_out(person: Person, found: Mapping[int, Identifier]) -> None:
 
 
 def named(person: Person) -> dict[int, Identifier]:
-    """Return the anonymous ids that stand for a held person's user ids in others' profiles, by row id.
+    """Return the anonymous ids that stand for a held person in others' profiles, by row id.
 
     Called before their links go.
     """
-    values = {one.value for one in person.identifiers if one.namespace == USER_ID}
+    values = {one.value for one in person.identifiers}
     known = {one.value for one in person.aliases}
     rows = erasing.select(NAMESAKES, [sorted(values | known), person.profiles]) if values | known else []
     return {
         row_id: Identifier(ANONYMOUS_ID, value)
         for row_id, value, others, said in rows
-        if value in known or _is_by_alias(Identifier(ANONYMOUS_ID, value), [row_id, *others], set(said))
+        if value in known or _is_by_alias(person, Identifier(ANONYMOUS_ID, value), row_id, others, set(said))
     }
 
 
-def _is_by_alias(name: Identifier, anchors: Sequence[int], said: set[str]) -> bool:
-    """Tell whether an alias gave an anonymous id, or its link is of an event that is kept nowhere, which may be one."""
+def _is_by_alias(person: Person, name: Identifier, row_id: int, others: Sequence[int], said: set[str]) -> bool:
+    """Tell whether an alias gave an anonymous id; where the event of a link is kept nowhere, whether one may have."""
+    anchors = [row_id, *others]
     told = erasing.select(_TOLD, [anchors, json.dumps([name]), sorted(said)])
     if any(by_alias for by_alias, _ in told):
         return True
@@ -84,12 +95,21 @@ def _is_by_alias(name: Identifier, anchors: Sequence[int], said: set[str]) -> bo
     if not lost:
         return False
     pair = {"namespace": name.namespace, "value": name.value}
+    is_visitor = bool(erasing.select(_ANCHORED, [row_id]))
     for event in archive.events(anchors=anchors, dropped_only=True):
+        is_visitor |= event["anchor_id"] == row_id
         if pair in event["identifiers"]:
             if event["event_type"] == "alias":
                 return True
             lost.discard(event["message_id"])
-    return bool(lost)
+    # Whoever has events of their own was somebody before, or without, an alias.
+    return bool(lost) and (not is_visitor or _is_refused(person, name, others))
+
+
+def _is_refused(person: Person, name: Identifier, others: Sequence[int]) -> bool:
+    """Tell whether a decision says that an alias of one of the others named the user of this name."""
+    values = {"profiles": person.profiles, "user": json.dumps([(USER_ID, name.value)]), "others": list(others)}
+    return bool(erasing.select(_REFUSED, values))
 
 
 def _part(profiles: Collection[UUID], leaving: frozenset[Identifier]) -> None:

@@ -21,13 +21,22 @@ from cdp.processing import suppression
 from cdp.processing.accounts import GROUP_ID
 from cdp.processing.identity import ACCOUNTS, ANONYMOUS_ID, EMAIL, USER_ID, Identifier, clean
 
-# A search of bytes, whatever they are: non-ASCII ones are written as ASCII, which `lower` and `position` take.
-_LETTERS = """
+# A search of bytes, whatever they are: non-ASCII ones are written as ASCII, which `lower` and `position` take. JSON may
+# write any character as an escape, and only Python knows upper and lower case of the non-ASCII ones, which begin with
+# such a byte as 303 and go on with such as 200: where there are any, the bytes say nothing.
+_LETTERS = r"""
 SELECT id FROM cdp_deadletter AS letter
-WHERE id > %s AND EXISTS (
-    SELECT FROM unnest(%s::bytea[]) AS form (bytes)
-    WHERE position(lower(encode(form.bytes, 'escape')) IN lower(encode(letter.delivery, 'escape'))) > 0
-) ORDER BY id LIMIT %s
+WHERE id > %(after)s AND (
+    EXISTS (
+        SELECT FROM unnest(%(forms)s::bytea[]) AS form (bytes)
+        WHERE position(lower(encode(form.bytes, 'escape')) IN lower(encode(letter.delivery, 'escape'))) > 0
+    )
+    OR position('\\u00'::bytea IN letter.delivery) > 0
+    OR %(is_foreign)s AND (
+        position('\\u'::bytea IN letter.delivery) > 0
+        OR encode(letter.delivery, 'escape') ~ '\\3[0-7]{2}\\2[0-7]{2}'
+    )
+) ORDER BY id LIMIT %(limit)s
 """
 
 
@@ -57,9 +66,10 @@ class _Standing(Enum):
 
 def holding(person: Person) -> Iterator[DeadLetter]:
     """Yield the dead letters that hold one of the person's identifiers, wherever it stands, oldest first."""
-    names, after = _Names.of(person), 0
-    while person.values and (ids := [row[0] for row in select(_LETTERS, [after, forms(person.values), CHUNK])]):
-        after = ids[-1]
+    names, values = _Names.of(person), person.values
+    wanted = {"after": 0, "forms": forms(values), "limit": CHUNK, "is_foreign": not "".join(values).isascii()}
+    while values and (ids := [row[0] for row in select(_LETTERS, wanted)]):
+        wanted["after"] = ids[-1]
         for letter in DeadLetter.objects.filter(pk__in=ids).order_by("pk").iterator(20):
             if _holds(letter, names.found):
                 yield letter

@@ -16,6 +16,7 @@ import msgspec
 from django.db import connection
 
 from cdp import redaction
+from cdp.processing import registers
 from cdp.processing.accounts import Membership
 from cdp.processing.consent import Choice, Consent
 from cdp.processing.identity import Identifier
@@ -114,6 +115,15 @@ FROM event_stream WHERE anchor_id = ANY(%(around)s::bigint[]) AND (
     OR event_type IN ('unmerge', 'lift_unmerge') AND properties->'identifiers' @> ANY(%(pairs)s::jsonb[])
 )
 LIMIT %(limit)s FOR UPDATE
+"""
+_LINKS = """
+SELECT id, message_id FROM cdp_edge WHERE left_id = ANY(%(anchors)s::bigint[]) OR right_id = ANY(%(anchors)s::bigint[])
+ORDER BY id
+"""
+# Where an event still is called so, it does not name the person; else it was redacted, or is in the archive alone.
+_RENAME = """
+UPDATE cdp_edge e SET message_id = %s WHERE id = %s
+AND NOT EXISTS (SELECT FROM event_stream WHERE anchor_id IN (e.left_id, e.right_id) AND message_id = e.message_id)
 """
 REWRITE = """
 UPDATE event_stream SET message_id = %s, name = %s, identifiers = %s::jsonb, properties = %s::jsonb,
@@ -233,9 +243,43 @@ def mentions(person: Person) -> int:
 
 
 def mentioned(person: Person, anchors: Collection[int]) -> None:
-    """Take the person's identifiers out of the traits of others, by the anchors of events that name them."""
+    """Take the person's identifiers out of the traits and links of others, by the anchors of events that name them."""
     profiles = _scrub_states(anchors, pattern_of_states(person))
+    _scrub_numbers(anchors, profiles, redaction.pattern(redaction.distinct(person.values)))
+    _scrub_edges(anchors, redaction.pattern(person.values))
     person.neighbours = sorted({*person.neighbours, *profiles})
+
+
+def _scrub_numbers(anchors: Collection[int], profiles: Sequence[UUID], found: re.Pattern[str]) -> None:
+    """Take identifiers that are numbers out of given traits; the profiles are locked."""
+    for row_id, held in select("SELECT id, registers::text FROM cdp_identifier WHERE id = ANY(%s)", [sorted(anchors)]):
+        if (left := _without_numbers(held, found)) != held:
+            _execute("UPDATE cdp_identifier SET registers = %s::jsonb WHERE id = %s", [left, row_id])
+    for row_id, held in select("SELECT id, registers::text FROM customer_profiles WHERE id = ANY(%s)", [profiles]):
+        if (left := _without_numbers(held, found)) != held:
+            traits = msgspec.json.encode(registers.present(registers.load(left))).decode()
+            _execute("UPDATE customer_profiles SET registers = %s::jsonb, traits = %s::jsonb, version = version + 1,"
+                     " timestamp = now() WHERE id = %s", [left, traits, row_id])  # fmt: skip
+
+
+def _without_numbers(held: str, found: re.Pattern[str]) -> str:
+    """Return registers whose values are none of these numbers; what orders them, and what policies made, stays."""
+    states = msgspec.json.decode(held, type=dict[str, msgspec.Raw])
+    changed = dict[str, list[msgspec.Raw]]()
+    for name, state in states.items():
+        if bytes(state).startswith(b"["):
+            value, *order = msgspec.json.decode(state, type=list[msgspec.Raw])
+            before = bytes(value).decode()
+            if (left := redaction.redact_json(before, found, numbers=True)) != before:
+                changed[name] = [msgspec.Raw(left.encode()), *order]
+    return msgspec.json.encode(states | changed).decode() if changed else held
+
+
+def _scrub_edges(anchors: Collection[int], found: re.Pattern[str]) -> None:
+    """Call messages as the events are called by now; their people are locked, as processing locks them first."""
+    for row_id, message_id in select(_LINKS, {"anchors": sorted(anchors)}):
+        if (left := redaction.redact(message_id, found)) != message_id:
+            _execute(_RENAME, [left, row_id])
 
 
 def without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[Any]:
@@ -243,7 +287,7 @@ def without(row: Sequence[Any], person: Person, found: re.Pattern[str]) -> list[
     event_id, ingested_at, _, message_id, name, identifiers, *said = row
     gone = set(person.names)
     kept = [pair for pair in json.loads(identifiers) if Identifier(*pair) not in gone]
-    cleaned = [text and redaction.redact_json(text, found) for text in said]
+    cleaned = [text and redaction.redact_json(text, found, numbers=True) for text in said]
     plain = [redaction.redact(text, found) for text in (message_id, name)]
     return [*plain, json.dumps(kept, ensure_ascii=False), *cleaned, event_id, ingested_at]
 
@@ -254,7 +298,11 @@ def pattern_of_states(person: Person) -> re.Pattern[str]:
 
 
 def _scrub_states(anchors: Collection[int], found: re.Pattern[str]) -> list[UUID]:
-    """Take the identifiers out of what those events made of others' traits, as a replay of them would."""
+    """Take the identifiers out of what those events made of others' traits, as a replay of them would.
+
+    Each profile's version rises, whether or not it was found to say them: whoever read their events before must not
+    write by it.
+    """
     locked = select(
         "SELECT id FROM customer_profiles WHERE id IN (SELECT profile_id FROM cdp_identifier WHERE id = ANY(%s))"
         " ORDER BY id FOR UPDATE",
@@ -274,7 +322,7 @@ def _scrub_rows(
     shown = ", ".join(f"{column}::text" for column in columns)
     for row_id, *before in select(f"SELECT id, {shown} FROM {table} WHERE {where} ORDER BY id FOR UPDATE", [ids]):  # noqa: S608
         after = [redaction.redact_json(text, found) for text in before]
-        if after != before:
+        if after != before or also:
             set_to = ", ".join(f"{column} = %s::jsonb" for column in columns)
             _execute(f"UPDATE {table} SET {set_to}{also} WHERE id = %s", [*after, row_id])  # noqa: S608
 

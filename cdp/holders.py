@@ -53,6 +53,13 @@ class Holder(ABC):
         RetryableError where it has to be asked again later; the erasure is not done before all have answered.
         """
 
+    def standing(self, identifiers: Iterable[Identifier]) -> str:
+        """Say what of these identifiers `erase` could not reach, for the receipt, with the next step; "" for nothing.
+
+        Called by an erasure after `erase`: what is said here does not keep it from being done.
+        """
+        return ""
+
 
 class MemoryHolder(Holder):
     """Keeps what it is given in this process: for tests, and for packages that keep nothing for longer."""

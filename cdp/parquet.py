@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from cdp import redaction
-from cdp.processing.identity import Identifier
+from cdp.processing.accounts import GROUP_ID
+from cdp.processing.identity import Identifier, clean
 from martech.lib.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -218,23 +219,26 @@ def groups(table: pa.Table) -> Iterator[tuple[int, str]]:
 
 
 def _group_of(extra: str | None) -> str:
-    given = msgspec.json.decode(extra).get("groupId") if extra else ""
-    return given if isinstance(given, str) else ""
+    return clean(GROUP_ID, msgspec.json.decode(extra).get("groupId")) if extra else ""
 
 
 def redacted(table: pa.Table, named: Sequence[Identifier], groups: Mapping[str, str]) -> tuple[pa.Table, list[int]]:
     """Return a table in which no event that has one of the identifiers says the value of any (`redaction`).
 
-    Nor do group calls of `groups`, by group id, which get the one that is given. With it come the anchors of the events
-    that were changed, NOBODY for those that were not of the identifiers.
+    Nor do group calls of `groups`, by group id, which get the one that is given, say such as is somebody's wherever it
+    stands. With it come the anchors of the events that were changed, NOBODY for those that were not of the identifiers.
     """
     pa = arrow()
     identified = _identified(table, named)
     mask = pa.compute.or_(identified, _of_groups(table, groups)) if groups else identified
-    found = redaction.pattern(one.value for one in named)
-    before = table.filter(mask).to_pylist()
-    after = [_redacted(row, found, frozenset(named), groups) for row in before]
-    pairs = zip(after, before, identified.filter(mask).to_pylist(), strict=True)
+    values = [one.value for one in named]
+    found, distinct = redaction.pattern(values), redaction.pattern(redaction.distinct(values))
+    before, theirs = table.filter(mask).to_pylist(), identified.filter(mask).to_pylist()
+    after = [
+        _of_group(_redacted(row, found, frozenset(named)) if names else row, distinct, groups)
+        for row, names in zip(before, theirs, strict=True)
+    ]
+    pairs = zip(after, before, theirs, strict=True)
     changed = [old["anchor_id"] if names else NOBODY for new, old, names in pairs if new != old]
     if not changed:
         return table, []
@@ -267,12 +271,20 @@ def _of_groups(table: pa.Table, groups: Mapping[str, str]) -> Any:
     return pa.compute.is_in(pa.array(range(table.num_rows), pa.int64()), value_set=pa.array(hits, pa.int64()))
 
 
-def _redacted(
-    row: dict[str, Any], found: re.Pattern[str], named: frozenset[Identifier], groups: Mapping[str, str]
-) -> dict[str, Any]:
+def _redacted(row: dict[str, Any], found: re.Pattern[str], named: frozenset[Identifier]) -> dict[str, Any]:
     plain = {name: redaction.redact(row[name], found) for name in SAID if row[name]}
-    coded = {name: redaction.redact_json(row[name], found) for name in SAID_AS_JSON if row[name]}
+    coded = {name: redaction.redact_json(row[name], found, numbers=True) for name in SAID_AS_JSON if row[name]}
     kept = [one for one in row["identifiers"] if (one["namespace"], one["value"]) not in named]
-    if row["event_type"] == "group" and (group := _group_of(row["extra"])) in groups:
-        coded["extra"] = redaction.with_member(coded["extra"], "groupId", groups[group])
     return row | plain | coded | {"identifiers": kept}
+
+
+def _of_group(row: dict[str, Any], found: re.Pattern[str], groups: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row without what `found` finds, and with the account's other name, where it is a call of the groups."""
+    group = _group_of(row["extra"]) if row["event_type"] == "group" else ""
+    if group not in groups:
+        return row
+    plain = {name: redaction.redact(row[name], found) for name in SAID if row[name]}
+    coded = {name: redaction.redact_json(row[name], found, numbers=True) for name in SAID_AS_JSON if row[name]}
+    if groups[group] != group:
+        coded["extra"] = redaction.with_member(coded["extra"], "groupId", groups[group])
+    return row | plain | coded

@@ -38,11 +38,12 @@ from cdp import (
     suppressions,
     unmerging,
 )
+from cdp.erased_accounts import Progress
 from cdp.erasing import Person
 from cdp.log import open_log
 from cdp.log.base import Delivery, Entry, Log, encode_entry
 from cdp.models import AccountMember, Checkpoint, Erasure, Profile, Standing
-from cdp.processing import store, suppression
+from cdp.processing import store
 from cdp.processing.pipeline import Pipeline
 from cdp.profiles import ProfileCache
 from cdp.subjects import Subject
@@ -83,6 +84,7 @@ class Work:
     positions: dict[str, str] = field(default_factory=dict)
     since: str = ""
     mentions: int = 0
+    accounts: Progress = field(default_factory=Progress)
 
 
 @dataclass(slots=True)
@@ -355,10 +357,13 @@ def _erase_mentions(turn: Run) -> Receipt:
 
 
 def _erase_accounts(turn: Run) -> Receipt:
-    found = erased_accounts.erase(turn.work.person)
-    if names := erased_accounts.kept_out(turn.work.person):
-        suppressions.add(map(suppression.of_group, names), turn.id)
-    return dict(found)
+    """Take the person out of accounts, some at a time."""
+    more = True
+    while more:
+        with transaction.atomic():
+            more = erased_accounts.go_on(turn.work.person, turn.work.accounts, turn.id)
+            turn.keep()
+    return dict(turn.work.accounts.found)
 
 
 def _erase_archived(turn: Run) -> Receipt:
@@ -375,7 +380,10 @@ def _erase_archived(turn: Run) -> Receipt:
 
 
 def _erase_held(turn: Run) -> Receipt:
-    return {one.name: one.erase(turn.work.person.names) for one in holders.holders()}
+    names = turn.work.person.names
+    found: Receipt = {one.name: one.erase(names) for one in holders.holders()}
+    standing = " ".join(said for one in holders.holders() if (said := one.standing(names)))
+    return found | ({"standing": standing} if standing else {})
 
 
 def _erase_elsewhere(turn: Run) -> Receipt:
@@ -397,7 +405,7 @@ STEPS: dict[str, Callable[[Run], Receipt]] = {
     "elsewhere": _erase_elsewhere,
 }
 # Those that are PostgreSQL's own: done and written down in one transaction.
-JOINT = frozenset({"postgresql", "dead_letters", "accounts", "elsewhere"})
+JOINT = frozenset({"postgresql", "dead_letters", "elsewhere"})
 
 
 def _receipt(found: Receipt) -> Receipt:

@@ -4,7 +4,8 @@ As `cdp.replay.verify` it reads everything in one snapshot, in passes over range
 small transactions that take their locks as processing does, and only where the people have not changed since the
 snapshot: their versions tell. The others are read again in a snapshot of their own, a few times, and who is busy all
 the time under the lock of their profiles. So it may run beside processors; it may be killed at any time, and then the
-next one finds less. The states of identifiers that are older than the history are never touched.
+next one finds less. Nothing is written while an erasure is unfinished, nor what was read before one was asked for: it
+may be of whom that erased. The states of identifiers that are older than the history are never touched.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
@@ -57,6 +58,12 @@ class Underway(RetryableError):
     """Another process repairs."""
 
     code = "repair_underway"
+
+
+class Erasing(RetryableError):
+    """An erasure is unfinished."""
+
+    code = "erasure_unfinished"
 
 
 @dataclass(slots=True)
@@ -118,9 +125,11 @@ def repair(
 ) -> Repaired:
     """Write what events say where PostgreSQL says otherwise; Underway where another process does.
 
+    Erasing while a person's erasure is unfinished; of one that is asked for meanwhile, all from then on is `left`.
     `advance` hears how many events were read, `told` how many rows were written.
     """
     with _alone(), without_collection():
+        _refuse_beside_erasures()
         mender = _Mender(told)
         with history.snapshot() as reading:
             done = Repaired(Report(most=most, history_starts=history.starts(reading)), mender.written)
@@ -128,13 +137,28 @@ def repair(
             _everything(mender, comparison, per_pass, advance)
             done.left.update(_beyond_repair(comparison.suspects))
         left = mender.take()
-        while left and done.rounds < ROUNDS:
+        while left and done.rounds < ROUNDS and not _unfinished():
             done.rounds += 1
             _again(mender, left, per_pass, advance)
             left = mender.take()
-        for part in left.parts(LOCKED):
-            done.left.update(_under_lock(mender, part, per_pass, advance).counts())
+        done.left.update(_at_last(mender, left, per_pass, advance))
+        if done.left and (unfinished := _unfinished()):
+            done.left["unfinished erasures"] = unfinished
         return done
+
+
+def _refuse_beside_erasures() -> None:
+    """Fail before anything is read where nothing could be written."""
+    if number := _unfinished():
+        raise Erasing(
+            f"{number} erasures are unfinished, and what is read now may be of whom they erase. Let a worker end "
+            "them, then repair.",
+            retry_after=60,
+        )
+
+
+def _unfinished() -> int:
+    return _erasures(_driver())[1]
 
 
 @contextmanager
@@ -164,7 +188,7 @@ def _everything(mender: _Mender, comparison: Comparison, per_pass: int, advance:
     mender.profiles(found.states)
     mender.links()
     mender.people({*found.clusters, *mender.profiles_of(found.verdicts)})
-    mender.tell("links", len(found.verdicts))
+    mender.judged(found.verdicts)
     mender.accounts()
 
 
@@ -201,12 +225,26 @@ def _comparison(reading: history.Reading) -> Comparison:
     return Comparison(reading, Report(most=0, history_starts=history.starts(reading)))
 
 
+def _at_last(mender: _Mender, work: Work, per_pass: int, advance: Advance) -> Counter[str]:
+    """Do again what is busy all the time, and return what is left all the same."""
+    if _unfinished():
+        return work.counts()
+    # Group calls are read of all anchors: too long to keep others off an account.
+    busy = Work(accounts=work.accounts)
+    if busy:
+        _again(mender, busy, per_pass, advance)
+    left = mender.take().counts()
+    for part in replace(work, accounts=set()).parts(LOCKED):
+        left.update(_under_lock(mender, part, per_pass, advance).counts())
+    return left
+
+
 def _under_lock(mender: _Mender, work: Work, per_pass: int, advance: Advance) -> Work:
     """Do again what is busy all the time, while nobody can change it; return what is left all the same."""
     for _ in range(RACES):
         try:
             with transaction.atomic():
-                _hold_all(_driver(), work, mender.rules)
+                _hold_all(_driver(), work)
                 _again(mender, work, per_pass, advance)
             return mender.take()
         except BUSY:
@@ -214,13 +252,11 @@ def _under_lock(mender: _Mender, work: Work, per_pass: int, advance: Advance) ->
     return work
 
 
-def _hold_all(driver: store.Connection, work: Work, rules: Rules) -> None:
+def _hold_all(driver: store.Connection, work: Work) -> None:
     store.hold_rules(driver)
-    if work.accounts:
-        repair_accounts.hold(driver, work.accounts)
     ends = set(chain(*work.links))
     if held := _profiles(driver, work.identifiers, ends):
-        _hold(driver, held, rules)
+        _hold(driver, held)
         if held != _profiles(driver, work.identifiers, ends):
             raise store.Raced("An identifier has moved to another profile.")
 
@@ -242,7 +278,7 @@ class _Mender:
     def begin(self, comparison: Comparison) -> None:
         """Mend what this comparison finds from now on."""
         self._comparison, self.rules, self._raised = comparison, comparison.reading.rules, Counter()
-        self._definitions = _definitions(comparison.reading.session)
+        self._basis = _basis(comparison.reading.session)
 
     def take(self) -> Work:
         """Return what others changed meanwhile, and forget it."""
@@ -259,7 +295,6 @@ class _Mender:
         for some in _some(sorted(by_profile), PROFILES):
             ids = [row_id for profile in some for row_id in by_profile[profile]]
             done = self._commit(partial(self._write_anchors, seen={one: seen[one] for one in ids}))
-            self.tell("identifiers", len(done or ()))
             self.raced.identifiers.update(set(ids).difference(done or ()))
 
     def _write_anchors(self, driver: store.Connection, seen: Mapping[int, Seen]) -> list[int]:
@@ -275,6 +310,7 @@ class _Mender:
         if after:
             store.update_anchors(driver, after)
             self._combine(driver, {seen[row_id].profile: people[seen[row_id].profile] for row_id in after})
+            self._told_on_commit("identifiers", len(after))
         return same
 
     def _is_as_seen(self, person: Person | None, seen: Seen) -> bool:
@@ -325,14 +361,13 @@ class _Mender:
         for some in _some(sorted(found), LINKS):
             seen = _seen(session, set(chain(*some)))
             done = self._commit(partial(self._write_links, pairs=some, seen=seen))
-            self.tell("links", len(done or ()))
             self.raced.links.update(set(some).difference(done or ()))
 
     def _write_links(
         self, driver: store.Connection, pairs: Sequence[Pair], seen: Mapping[Identifier, Seen]
     ) -> Collection[Pair]:
         ends = set(chain(*pairs))
-        people = _hold(driver, _profiles(driver, (), ends), self.rules)
+        people = _hold(driver, _profiles(driver, (), ends))
         held = store.find_identifiers(driver, ends)
         same = {one for one in ends if self._end_is_as_seen(seen.get(one), held.get(one), people)}
         mine = {pair: self._comparison.suspects.links[pair] for pair in pairs if same.issuperset(pair)}
@@ -343,10 +378,12 @@ class _Mender:
         wanted = [link for link in wanted if erased.isdisjoint(link.pair)]
         ids = {one: row[0] for one, row in held.items()} | self._make(driver, missing - erased)
         graph.write_links(driver, wanted, ids, self.rules.identity.version)
-        _delete_links(driver, [pair for pair, link in mine.items() if link is None], ids)
+        gone = [pair for pair, link in mine.items() if link is None]
+        _delete_links(driver, gone, ids)
+        self._told_on_commit("links", len(wanted) + len(gone))
         profiles = _profiles(driver, (), {one for pair in mine for one in pair})
         if profiles:
-            self._look_at(driver, profiles, people)
+            self._look_at(driver, profiles)
         return mine.keys()
 
     def _end_is_as_seen(
@@ -371,16 +408,14 @@ class _Mender:
         self._told_on_commit("identifiers", len(made))
         return made
 
-    def _look_at(
-        self, driver: store.Connection, profiles: Sequence[UUID], locked: Mapping[UUID, Person] | None = None
-    ) -> None:
+    def _look_at(self, driver: store.Connection, profiles: Sequence[UUID]) -> None:
         """Make the people anew that hang together with these, and tell who has to know."""
         applied = self._pipeline.look_at_all(driver, profiles, reason=REASON)
         unmerging.tell(applied)
         self._show(applied)
-        if locked:
-            raised = {one: version - locked[one].version for one, version, _ in applied.documents if one in locked}
-            transaction.on_commit(lambda: self._raised.update(raised))
+        # Each by one, under the lock of it.
+        raised = [one for one, _, _ in applied.documents]
+        transaction.on_commit(lambda: self._raised.update(raised))
         self._told_on_commit("people", len(applied.documents) + len(applied.merged))
 
     def people(self, profiles: Collection[UUID]) -> None:
@@ -395,6 +430,10 @@ class _Mender:
             self._look_at(driver, living)
         return True
 
+    def judged(self, pairs: Collection[Pair]) -> None:
+        """Count the links whose verdicts were among what was just made anew."""
+        self.tell("links", sum(self.raced.people.isdisjoint(self.profiles_of([pair])) for pair in pairs))
+
     def profiles_of(self, pairs: Iterable[Pair]) -> list[UUID]:
         """Return the profiles that hold the ends of pairs."""
         return _profiles(_driver(), (), set(chain(*pairs)))
@@ -405,9 +444,15 @@ class _Mender:
         built = repair_accounts.Built(self._comparison.shadow.accounts, self._comparison.erased_at)
         for some in _some(sorted(found), PROFILES):
             seen = repair_accounts.seen(session, some, built)
-            done = self._commit(partial(repair_accounts.write, groups=some, built=built, before=seen))
-            self.tell("accounts", len(done or ()))
+            done = self._commit(partial(self._write_accounts, groups=some, built=built, seen=seen))
             self.raced.accounts.update(set(some).difference(done or ()))
+
+    def _write_accounts(
+        self, driver: store.Connection, groups: Sequence[str], built: repair_accounts.Built, seen: repair_accounts.Seen
+    ) -> list[str]:
+        same = repair_accounts.write(driver, groups, built, seen)
+        self._told_on_commit("accounts", len(same))
+        return same
 
     def _commit(self, change: Callable[[store.Connection], Any]) -> Any:
         """Do this in a transaction, and return what it returns; None where others are always in the way."""
@@ -416,7 +461,7 @@ class _Mender:
                 with transaction.atomic():
                     driver = _driver()
                     store.hold_rules(driver)
-                    if _definitions(driver) != self._definitions:
+                    if self._basis.unfinished or _basis(driver) != self._basis:
                         return None
                     return change(driver)
             except BUSY:
@@ -430,6 +475,7 @@ class _Mender:
             self._told(number)
 
     def _told_on_commit(self, kind: str, number: int) -> None:
+        # What is rolled back was not written.
         transaction.on_commit(lambda: self.tell(kind, number))
 
 
@@ -439,19 +485,33 @@ def _driver() -> store.Connection:
     return driver
 
 
-def _definitions(driver: store.Connection) -> tuple[Any, ...]:
-    """Return everything that states are made by; the version alone rises too where people merely become blocked."""
-    return (
+class _Basis(NamedTuple):
+    """What is written rests on: all that states are made by, and how many erasures were asked for and not done."""
+
+    definitions: tuple[Any, ...]
+    erasures: int
+    unfinished: int
+
+
+def _basis(driver: store.Connection) -> _Basis:
+    # The version of the definitions alone rises too where people merely become blocked.
+    definitions = (
         store.definitions(driver), store.merge_policies(driver), store.sources(driver), store.identity_rules(driver),
     )  # fmt: skip
+    return _Basis(definitions, *_erasures(driver))
 
 
-def _hold(driver: store.Connection, profiles: Collection[UUID], rules: Rules) -> dict[UUID, Person]:
-    """Lock profiles and all that hangs together with them, in the order that processing has."""
-    around = graph.closure(driver, profiles, rules.identity, None).inside
-    if store.any_blocked(driver, around):
+def _erasures(driver: store.Connection) -> tuple[int, int]:
+    """Return how many erasures there are, and how many of them are unfinished."""
+    row = driver.execute("SELECT count(*), count(*) FILTER (WHERE status <> 'done') FROM cdp_erasure").fetchone()
+    return row or (0, 0)
+
+
+def _hold(driver: store.Connection, profiles: Collection[UUID]) -> dict[UUID, Person]:
+    """Lock profiles in the order that processing has; whoever hangs together with them is locked when looked at."""
+    if store.any_blocked(driver, profiles):
         store.change_rules(driver)
-    return store.lock_people(driver, around) if around else {}
+    return store.lock_people(driver, profiles) if profiles else {}
 
 
 def _profiles(driver: store.Connection, anchors: Collection[int], identifiers: Collection[Identifier]) -> list[UUID]:

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from cdp.processing import account_store, accounts, store
+from cdp import suppressions
+from cdp.processing import account_store, accounts, store, suppression
 from cdp.processing.account_store import Changed
 from cdp.processing.accounts import Evidence
 from cdp.processing.identity import Identifier
@@ -18,6 +19,8 @@ from martech.lib import clock
 
 _ACCOUNTS = "SELECT id, version, created_at FROM cdp_account WHERE id = ANY(%s) ORDER BY id"
 _LOCKED = " FOR NO KEY UPDATE"
+# Those that may be taking somebody's calls away, and when the last was asked for.
+_ERASURES = "SELECT max(requested_at), coalesce(bool_or(status <> 'done'), false) FROM cdp_erasure"
 _NAMED = (
     "SELECT DISTINCT i.account_id FROM cdp_accountidentifier i JOIN unnest(%s::text[], %s::text[]) AS wanted (name, id)"
     " ON i.namespace = wanted.name AND i.value = wanted.id"
@@ -49,20 +52,20 @@ class Account(NamedTuple):
 
 @dataclass(slots=True)
 class Seen:
-    """Accounts at one time: their ids by group id, and the rows of these and of who has their names."""
+    """Accounts at one time: their ids by group id, and the rows of these and of who has their names.
+
+    `erased_at` is when the last erasure was asked for, `erases` whether any was under way.
+    """
 
     ids: dict[str, UUID]
     rows: dict[UUID, Account]
+    erased_at: datetime | None
+    erases: bool
 
 
 def seen(session: store.Connection, groups: Sequence[str], built: Built) -> Seen:
     """Return accounts as a snapshot has them."""
     return _read(session, groups, built, "")
-
-
-def hold(driver: store.Connection, groups: Collection[str]) -> None:
-    """Let nobody change accounts until the transaction ends."""
-    _read(driver, sorted(groups), Built({}, None), _LOCKED)
 
 
 def _read(session: store.Connection, groups: Sequence[str], built: Built, locking: str) -> Seen:
@@ -72,7 +75,8 @@ def _read(session: store.Connection, groups: Sequence[str], built: Built, lockin
         (_ACCOUNTS + locking).encode(),
         [sorted(wanted)],
     )
-    return Seen(ids, {row[0]: Account(*row[1:]) for row in rows})
+    erased_at, erases = session.execute(_ERASURES).fetchall()[0]
+    return Seen(ids, {row[0]: Account(*row[1:]) for row in rows}, erased_at, erases)
 
 
 def _holders(session: store.Connection, names: Sequence[Identifier]) -> set[UUID]:
@@ -88,6 +92,9 @@ def write(driver: store.Connection, groups: Sequence[str], built: Built, before:
     same = [group for group in groups if _is_as_before(driver, group, built, before, held)]
     now_us = store.database_now_us(driver)
     now = clock.from_us(now_us).isoformat()
+    # An erasure is at the calls of those that are kept out: their account has another name.
+    kept_out = suppression.suppressed(driver, suppressions.key(), [suppression.of_group(one) for one in groups])
+    same = [group for group in same if suppression.of_group(group) not in kept_out]
     missing = [group for group in same if group not in held.ids]
     if missing:
         held.ids |= account_store.insert(driver, missing, now, lambda: new_profile_id(now_us))
@@ -102,6 +109,9 @@ def write(driver: store.Connection, groups: Sequence[str], built: Built, before:
 def _is_as_before(driver: store.Connection, group: str, built: Built, before: Seen, held: Seen) -> bool:
     """Tell whether neither an account nor who has a name of its has changed."""
     if before.ids.get(group) != held.ids.get(group):
+        return False
+    if group not in held.ids and (before.erases or before.erased_at != held.erased_at):
+        # Nothing tells whether its calls are still there.
         return False
     its = _holders(driver, built.named([group])).union({held.ids[group]} if group in held.ids else ())
     return all(before.rows.get(one) == held.rows.get(one) for one in its)

@@ -5,6 +5,7 @@ of a parallel run, and two runs at once, do not meet.
 """
 
 import atexit
+import fcntl
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -30,12 +32,16 @@ FAST = {
 }  # fmt: skip
 # Each test with a database of its own writes and drops a thousand files: in memory that takes a tenth of the time.
 MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 * 2**30
+BEGINNING_SECONDS = 10
+# The descriptors by which directories are locked: until they are closed, or this process is gone.
+_held: dict[Path, int] = {}
 
 
 def _start() -> None:
     # Short, since a Unix socket's path may have 107 bytes at the most.
-    _forget_the_dead()
+    forget_the_dead()
     home = Path(tempfile.mkdtemp(prefix=f"mt-{os.getpid()}-", dir=_place()))
+    hold(home)
     # The server works as another user where root may not have a user namespace.
     home.chmod(0o711)
     postgres = PostgresServer(home / "pg", home / "s")
@@ -66,12 +72,26 @@ def _place() -> Path:
     return MEMORY if roomy and psutil.virtual_memory().available >= MEMORY_BYTES else Path("/tmp")
 
 
-def _forget_the_dead() -> None:
-    """Remove from memory what killed sessions left there."""
-    for home in MEMORY.glob("mt-*-*"):
-        number = home.name.split("-")[1]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
-            shutil.rmtree(home, ignore_errors=True)
+def hold(home: Path) -> bool:
+    """Keep others from removing a session's directory, until this process ends; False where another holds it."""
+    descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    _held[home] = descriptor
+    return True
+
+
+def forget_the_dead(place: Path = MEMORY) -> None:
+    """Remove from memory what killed sessions left there: those of other containers have pids that are unknown here."""
+    for home in place.glob("mt-*-*"):
+        # A session that begins has its directory a moment before its lock.
+        with suppress(OSError):
+            if time.time() - home.stat().st_mtime > BEGINNING_SECONDS and hold(home):
+                shutil.rmtree(home, ignore_errors=True)
+                os.close(_held.pop(home))
 
 
 def _run(command: list[str], stdin: int) -> subprocess.Popen:

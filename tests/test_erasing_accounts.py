@@ -2,9 +2,21 @@
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
-from cdp import account_edits, archive, edits, replay
-from cdp.models import Account, AccountIdentifier, AccountMember, Erasure, Event, MergePolicy
+from cdp import account_edits, archive, edits, erased_accounts, privacy, repair, replay
+from cdp.definitions import raise_version
+from cdp.models import (
+    Account,
+    AccountIdentifier,
+    AccountMember,
+    DeadLetter,
+    Erasure,
+    Event,
+    MergePolicy,
+    Source,
+)  # fmt: skip
+from cdp.processing.store import RULES_LOCK
 from tests.platform import message
 from tests.test_erasing_aliases import archived
 from tests.test_erasure import erase, finish, platform  # noqa: F401 - a fixture
@@ -65,11 +77,12 @@ def test_accounts_say_nothing_of_an_erased_person_and_keep_what_others_said(plat
     home = check(platform, done)
     calls = Event.objects.filter(event_type="group").order_by("event_id")
     assert [one.extra["groupId"] for one in calls] == ["acme", home.value]
-    # Whoever names the group by the person again makes no account of it.
+    # Whoever names the group by the person again tells of the account that it has become.
     platform.send(message("group", userId="bob-the-builder", groupId=HOME, traits={"rooms": 5}),
                   message("group", userId="bob-the-builder", groupId="acme", traits={"city": "Kiel"}))  # fmt: skip
     platform.process()
     assert Account.objects.get(identifiers__value="acme").traits["city"] == "Kiel"
+    assert Account.objects.get(identifiers__value=home.value).traits == {"rooms": 5}
     assert Account.objects.count() == 2
     assert replay.verify().examples == []
 
@@ -82,7 +95,7 @@ def test_the_archives_group_calls_are_redacted_alike(platform):  # noqa: F811
     done = finish(platform, erase(f"email:{MAIL}"))
     home = check(platform, done)
     rows = [row for file in archive.files() for table in archive.read(file) for row in table.to_pylist()]
-    assert sorted(row["extra"] for row in rows) == ['{"groupId":"acme"}', f'{{"groupId":"{home.value}"}}']
+    assert sorted(row["extra"] for row in rows) == ['{"groupId": "acme"}', f'{{"groupId":"{home.value}"}}']
 
 
 @pytest.mark.parametrize("where", ["table", "archive"])
@@ -140,4 +153,185 @@ def test_a_value_that_states_are_written_with_leaves_them_readable(platform, wor
     platform.process()
     assert Account.objects.get().traits == {"tags": ["a"], "size": 3, "city": "Kiel"}
     assert AccountMember.objects.get().role == "owner"
+    assert replay.verify().examples == []
+
+
+def in_archive():
+    """Leave events in the archive alone."""
+    archived()
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE event_stream_20260302")
+
+
+def stop_at(monkeypatch, number, noted):
+    """Have the step be killed when it goes on for the `number`th time; note how much is to do, and if all wait."""
+    goes_on = erased_accounts.go_on
+
+    def killed(person, progress, erasure_id):
+        before = (len(progress.undecided), len(progress.calls), len(progress.states))
+        more = goes_on(person, progress, erasure_id)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'"
+                           " AND (classid::bigint << 32) + objid::bigint = %s", [RULES_LOCK])  # fmt: skip
+            noted.append((*before, bool(cursor.fetchone()[0])))
+        if len(noted) == number:
+            raise KeyboardInterrupt
+        return more
+
+    monkeypatch.setattr(erased_accounts, "go_on", killed)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_an_accounts_calls_are_redacted_some_at_a_time_while_others_work(platform, monkeypatch, number):  # noqa: F811
+    calls = [message("group", userId="bob-the-builder", groupId=ANN, traits={"rooms": one}) for one in range(3)]
+    platform.send(message("group", userId=ANN, groupId=ANN, traits={"owner": ANN}), *calls)
+    platform.process()
+    monkeypatch.setattr(erased_accounts, "CHUNK", 1)
+    noted = []
+    stop_at(monkeypatch, number, noted)
+    erasure = erase(f"user_id:{ANN}")
+    with pytest.raises(KeyboardInterrupt):
+        finish(platform, erasure)
+    done = privacy.run(erasure.pk)
+    # To decide, calls, accounts: only who decides keeps others from work.
+    turns = [(0, 0, 0, False), (1, 0, 0, True), *[(0, 1, 1, False)] * 4, (0, 0, 1, False), (0, 0, 0, False)]
+    assert noted == turns[:number] + turns[number - 1 :]
+    found = {name: done.receipts["accounts"][name] for name in ("deleted_accounts", "redacted_accounts", "group_calls")}
+    assert found == {"deleted_accounts": 0, "redacted_accounts": 1, "group_calls": 3}
+    assert Account.objects.get().traits == {"rooms": 2, "owner": "[erased]"}
+    assert ANN.encode() not in platform.stores()["postgresql"]
+    assert Event.objects.filter(extra__groupId=AccountIdentifier.objects.get().value).count() == 3
+    assert replay.verify().examples == []
+
+
+@pytest.mark.parametrize("where", ["table", "archive"])
+def test_a_short_value_leaves_what_others_said(platform, where):  # noqa: F811
+    platform.send(message("group", userId="pro", groupId="acme", traits={"name": "Acme"}),
+                  message("group", userId="bob-the-builder", groupId="acme", messageId="pro",
+                          traits={"plan": "Pro", "pro": True}, context={"membership": {"role": "pro"}}))  # fmt: skip
+    platform.process()
+    if where == "archive":
+        in_archive()
+    finish(platform, erase("user_id:pro"))
+    assert Account.objects.get().traits == {"name": "Acme", "plan": "Pro", "pro": True}
+    member = AccountMember.objects.get()
+    assert (member.identifier.value, member.role) == ("bob-the-builder", "pro")
+    assert replay.verify().examples == []
+
+
+@pytest.mark.parametrize("where", ["table", "archive"])
+def test_a_value_that_is_said_as_a_number_is_taken_out(platform, where):  # noqa: F811
+    platform.send(message("group", userId=4477881234, groupId="acme", traits={"name": "Acme"}),
+                  message("group", userId="bob-the-builder", groupId="acme",
+                          traits={"owner": 4477881234, "deep": [{"of": 4477881234}], "size": 44778812345}),
+                  message("group", userId="bob-the-builder", groupId=4477881234, traits={"size": 3}))  # fmt: skip
+    platform.process()
+    if where == "archive":
+        in_archive()
+    finish(platform, erase("user_id:4477881234"))
+    acme = Account.objects.get(identifiers__value="acme")
+    assert acme.traits == {"name": "Acme", "owner": "[erased]", "deep": [{"of": "[erased]"}], "size": 44778812345}
+    stores = platform.stores()
+    assert b"4477881234" not in (stores["postgresql"] + stores["archive"]).replace(b"44778812345", b"")
+    assert replay.verify().examples == []
+
+
+def test_a_number_that_orders_what_was_said_stays(platform):  # noqa: F811
+    platform.send(message("group", userId="bob-the-builder", groupId="acme", traits={"size": 3}))
+    platform.process()
+    at = Account.objects.get().registers["size"][1]
+    platform.send(message("group", userId=at, groupId="acme", context={"membership": {"role": f"of {at}"}}))
+    platform.process()
+    finish(platform, erase(f"user_id:{at}"))
+    assert (Account.objects.get().traits, Account.objects.get().registers["size"][1]) == ({"size": 3}, at)
+    assert replay.verify().examples == []
+
+
+def test_a_members_role_is_redacted_where_nothing_else_says_the_person(platform):  # noqa: F811
+    platform.send(message("identify", userId=ANN, traits={"email": MAIL}),
+                  message("group", userId="bob-the-builder", groupId="acme", traits={"city": "Bonn"},
+                          context={"membership": {"role": f"aide to {MAIL}"}}))  # fmt: skip
+    platform.process()
+    finish(platform, erase(f"email:{MAIL}"))
+    assert AccountMember.objects.get().role == "aide to [erased]"
+    assert MAIL.encode() not in platform.stores()["postgresql"]
+    assert replay.verify().examples == []
+
+
+@pytest.mark.parametrize("begun", [0, 2])
+def test_a_repair_at_the_same_time_does_not_bring_back_what_was_said(platform, monkeypatch, begun):  # noqa: F811
+    platform.send(message("identify", userId=ANN, traits={"email": MAIL}),
+                  message("group", userId=ANN, groupId="acme", traits={"name": "Acme"}),
+                  message("group", userId="bob-the-builder", groupId="acme", traits={"owner": MAIL}),
+                  message("group", userId=ANN, groupId=HOME),
+                  message("group", userId="bob-the-builder", groupId=HOME, traits={"rooms": 3}))  # fmt: skip
+    platform.process()
+    erasure, done = erase(f"email:{MAIL}"), []
+    # Older ones are not written whole.
+    Account.objects.update(registers={}, traits={}, created_at=timezone.now())
+    if begun:
+        stop_at(monkeypatch, begun + 1, [])
+    else:
+        monkeypatch.setitem(privacy.STEPS, "accounts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(platform, erasure)
+    monkeypatch.undo()
+
+    def meanwhile(_):
+        if not done:
+            done.append(privacy.run(erasure.pk, patience=5).status)
+
+    repair.repair(advance=meanwhile)
+    assert done == [Erasure.Status.DONE]
+    assert [name for name, data in platform.stores().items() if MAIL.encode() in data] == []
+    repair.repair()
+    assert sorted(map(str, Account.objects.values_list("traits", flat=True))) == [
+        "{'owner': '[erased]'}", "{'rooms': 3}"
+    ]  # fmt: skip
+    assert replay.verify().examples == []
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_repair_makes_no_account_of_calls_that_an_erasure_has_not_come_to(platform, monkeypatch, meanwhile):  # noqa: F811
+    platform.send(message("group", userId=ANN, groupId="acme", traits={"owner": MAIL}))
+    platform.process()
+    in_archive()
+    erasure, done = erase(f"user_id:{ANN}"), []
+    monkeypatch.setitem(privacy.STEPS, "archive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(platform, erasure)
+    monkeypatch.undo()
+
+    def goes_on(_):
+        if meanwhile and not done:
+            done.append(privacy.run(erasure.pk, patience=5))
+
+    assert repair.repair(advance=goes_on).left["accounts"] == (0 if meanwhile else 1)
+    assert privacy.run(erasure.pk, patience=5).status == Erasure.Status.DONE
+    assert Account.objects.count() == 0
+    assert MAIL.encode() not in platform.stores()["postgresql"]
+    assert replay.verify().examples == []
+
+
+def interrupted(turn):
+    raise KeyboardInterrupt
+
+
+def test_others_go_on_to_tell_of_an_account_that_was_called_as_the_person(platform):  # noqa: F811
+    first = message("group", userId="bob-the-builder", groupId=ANN, messageId="first", traits={"plan": "pro"})
+    platform.send(message("group", userId=ANN, groupId=ANN, traits={"name": "Studio"}), first)
+    platform.process()
+    finish(platform, erase(f"user_id:{ANN}"))
+    platform.send(first, message("group", userId="dora-new", groupId=f" {ANN} ", unknown=[1], traits={"plan": "max"}),
+                  message("group", userId=ANN, groupId="acme"))  # fmt: skip
+    Source.objects.filter(pk=platform.strict.pk).update(rules={"refused_calls": ["group"]})
+    raise_version()
+    platform.send(message("group", userId="bob-the-builder", groupId=ANN), source="strict")
+    platform.process()
+    named = AccountIdentifier.objects.get().value
+    assert Account.objects.get().traits == {"name": "Studio", "plan": "max"}
+    assert set(AccountMember.objects.values_list("identifier__value", flat=True)) == {"bob-the-builder", "dora-new"}
+    calls = Event.objects.filter(event_type="group").order_by("event_id")
+    assert [one.extra for one in calls] == [{"groupId": named}, {"groupId": named, "unknown": [1]}]
+    assert ANN.encode() not in bytes(DeadLetter.objects.get().delivery)
     assert replay.verify().examples == []

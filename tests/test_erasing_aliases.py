@@ -158,3 +158,35 @@ def test_what_a_batch_brought_meanwhile_does_not_take_the_other_along(platform):
     assert [one for one in now["events"] if one[2] != "Late"] == before["events"]
     assert (now["id"], now["graph"], now["traits"]) == (before["id"], before["graph"], before["traits"])
     assert replay.verify().examples == []
+
+
+def test_what_an_alias_made_of_an_email_goes_with_it(platform):  # noqa: F811
+    email = "wilhelmina@postbox.example"
+    platform.send(message("identify", userId=GONE, traits={"email": email}),
+                  message("identify", userId="staying-user-1", traits={"email": "stay@example.com", "city": "Bonn"}),
+                  message("alias", userId="staying-user-1", previousId=email))  # fmt: skip
+    platform.process()
+    assert Identifier.objects.filter(namespace="anonymous_id", value=email).exists()
+    before = Profile.objects.get(identifiers__value="staying-user-1")
+    finish(platform, erase(f"email:{email}"))
+    after = Profile.objects.get(identifiers__value="staying-user-1")
+    assert (after.pk, after.traits) == (before.pk, before.traits)
+    assert after.identity_graph == {"user_id": ["staying-user-1"], "email": ["stay@example.com"]}
+    assert [store for store, data in platform.stores().items() if email.encode() in data] == []
+    assert replay.verify().examples == []
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_a_visitor_with_events_whose_link_is_told_nowhere_goes_only_where_an_alias_was_refused(
+    platform, is_refused  # noqa: F811
+):  # fmt: skip
+    said = message("alias", userId="staying-user-1", previousId=GONE) if is_refused else message(
+        userId="staying-user-1", anonymousId=GONE)  # fmt: skip
+    platform.send(message(userId=GONE), said, message(anonymousId=GONE, event="Looked"))
+    platform.process()
+    assert IdentityDecision.objects.filter(reason="two_identified_people").exists() == is_refused
+    Event.objects.exclude(name="Looked").delete()
+    finish(platform, erase(f"user_id:{GONE}"))
+    assert Identifier.objects.filter(namespace="anonymous_id", value=GONE).exists() != is_refused
+    assert Event.objects.filter(name="Looked").exists() != is_refused
+    assert Identifier.objects.filter(value="staying-user-1").exists()

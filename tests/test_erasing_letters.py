@@ -111,3 +111,29 @@ def test_what_somebody_is_identified_by_in_the_batch_counts_for_its_events():
     row = letter(BOB, delivery=msgspec.msgpack.encode(delivery))
     assert erased_letters.erase(ANN)["dead_letters"] == 1
     assert left(row) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "body"),
+    [
+        ("o'brien@example.com", rb'{"type":"x","traits":{"email":"o\u0027brien@example.com"}}'),
+        ("c2FtcGxlLWlk==", rb'{"type":"x","userId":"c2FtcGxlLWlk\u003d\u003d"}'),
+        ("ann+news@example.com", rb'{"type":"x","userId":"ann\u002Bnews@example.com"}'),
+        ("a&b-company", rb'{"type":"x","userId":"\u0061&b-company"}'),
+        ("jürgen@example.com", '{"type":"x","userId":"JÜRGEN@example.com"}'.encode()),
+        ("jürgen@example.com", rb'{"type":"x","userId":"J\u00DCRGEN@example.com"}'),
+        ("ţepeş@example.com", rb'{"type":"x","userId":"\u0162epe\u015E@example.com"}'),
+        ("ţepeş@example.com", '{"type":"x","userId":"ŢEPEŞ@example.com"}'.encode()),
+    ],
+)
+def test_a_letter_is_found_however_json_writes_the_value(value, body):
+    theirs, others = letter(body), letter(rb'{"type":"x","userId":"j\u00fcrgen\u0027s"}')
+    person = Person([Identifier("email" if "@" in value else "user_id", value)])
+    assert erased_letters.erase(person) == {"dead_letters": 1, "redacted_letters": 0}
+    assert (left(theirs), DeadLetter.objects.filter(pk=others.pk).exists()) == (None, True)
+
+
+def test_what_is_escaped_in_others_letters_is_taken_out():
+    row = letter(rb'{"type":"x","userId":"bob","properties":{"note":"to ann\u0040example.com\u0021"}}')
+    assert erased_letters.erase(ANN) == {"dead_letters": 0, "redacted_letters": 1}
+    assert left(row) == BOB | {"properties": {"note": "to [erased]!"}}

@@ -133,3 +133,54 @@ def test_the_note_of_an_unmerge_and_the_facts_of_it_are_nowhere_after_an_erasure
     assert list(notes) == ["[erased] ([erased]) says it is theirs"] * 2
     assert Identifier.objects.filter(value="device-beta").exists()
     assert clock.now() > done.requested_at
+
+
+def decided(*pairs, **fields):
+    profile = make_profile()
+    detail = {"identifiers": [list(one) for one in pairs], **fields}
+    return IdentityDecision.objects.create(kind="merge", reason="identify", detail=detail, profile=profile,
+                                           occurred_at=NOON, decided_at=NOON, author="x")  # fmt: skip
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        (Key("user_id", "1"), [["email", "b@example.com"], ["anonymous_id", "1"], ["user_id", "[erased]"]]),
+        (Key("user_id", "email"), [["email", "b@example.com"], ["anonymous_id", "1"], ["user_id", "1"]]),
+        (Key("user_id", "anonymous_id"), [["email", "b@example.com"], ["anonymous_id", "1"], ["user_id", "1"]]),
+        (Key("crm", "b@example.com"), [["email", "[erased]"], ["anonymous_id", "1"], ["user_id", "1"]]),
+    ],
+)
+def test_a_short_value_in_a_decision_is_the_persons_only_beside_their_namespace(name, left):
+    row = decided(("email", "b@example.com"), ("anonymous_id", "1"), ("user_id", "1"), note="1")
+    changed = erased_words.erase(privacy.Person([name]))["decisions"]
+    row.refresh_from_db()
+    assert row.detail == {"identifiers": left, "note": "1"}
+    assert changed == ("[erased]" in str(left))
+
+
+@pytest.mark.django_db
+def test_only_the_rows_that_change_are_locked():
+    """A row that a transaction has locked has that transaction's number."""
+    for number in range(30):
+        decided(("anonymous_id", f"c{number}1"), ("email", f"{VALUE}0{number}"), note="11")
+    theirs = decided(("user_id", "1"))
+    person = privacy.Person([Key("user_id", "1"), Key("email", VALUE)])
+    with connection.cursor() as cursor:
+        assert erased_words.erase(person)["decisions"] == 1
+        cursor.execute("SELECT id FROM cdp_identitydecision WHERE xmax <> 0")
+        assert cursor.fetchall() == [(theirs.pk,)]
+    theirs.refresh_from_db()
+    assert theirs.detail == {"identifiers": [["user_id", "[erased]"]]}
+
+
+@pytest.mark.django_db
+def test_what_is_blocked_everywhere_stays_so_for_everybody_else():
+    """Of the list for all namespaces an erasure may take only what stands for nobody else, nor can by chance."""
+    make_profile(("loyalty", "Unknown-Visitor"))
+    identity_rules.draft({"*": {"blocked": ["0012", "unknown-visitor", VALUE]}, "user_id": {"limit": 1}}, author="x")
+    person = privacy.Person([Key("crm", "0012"), Key("user_id", "unknown-visitor"), Key("crm", VALUE)])
+    assert erased_words.erase(person)["blocked_values"] == 1
+    rules = IdentityRules.objects.latest("version")
+    assert rules.namespaces["*"]["blocked"] == ["0012", "unknown-visitor"]

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from django.conf import settings as django_settings
 
+from cdp import privacy
+from cdp.erasing import Person
 from cdp.imports import aside, files, ledger, uploads
 from cdp.imports.holding import ImportHolder
-from cdp.models import EventImport
+from cdp.models import Erasure, EventImport
 from cdp.processing.identity import Identifier
 from martech.lib import clock
 from tests.test_import_events import TRACK, orders, shop, take  # noqa: F401 - fixtures
@@ -56,6 +58,38 @@ def test_an_erasure_comes_again_while_an_import_may_write_more(imported):
     with ledger.held(imported), pytest.raises(ledger.ImportBusy):
         ImportHolder().erase(ANN)
     assert ImportHolder().erase(ANN) == 2
+
+
+def test_an_import_that_writes_of_others_is_not_waited_for(imported):
+    with ledger.held(imported):
+        assert ImportHolder().erase([Identifier("user_id", "nobody-here")]) == 0
+
+
+def test_a_file_that_cannot_be_read_halts_nobody_and_is_named(imported):
+    path, holder = Path(imported.errors_path), ImportHolder()
+    broken = path.with_name(f"a-{path.name}")
+    # Who is root may read every file, but nobody may read this one.
+    broken.symlink_to(broken)
+    assert holder.erase(ANN) == 2
+    assert holder.standing(ANN) == (
+        f"Errors' files of imports could not be read or written, and stay: {broken}. Give them to the user of the "
+        "worker, or remove them."
+    )
+    broken.unlink()
+    assert (holder.standing(ANN), holder.standing([])) == ("", "")
+
+
+def test_a_file_that_cannot_be_written_is_named_in_the_receipt(imported):
+    path = Path(imported.errors_path)
+    # Where its new content would be written.
+    path.with_name(f"part-{path.name}").mkdir()
+    asked = Erasure.objects.create(requested_by="command:test", requested_at=clock.now())
+    turn = privacy.Run(asked.pk, privacy.Work(Person(ANN)), 0)
+    found = privacy._erase_held(turn)
+    assert found["imports"] == 0
+    assert str(path) in found["standing"]
+    path.with_name(f"part-{path.name}").rmdir()
+    assert privacy._erase_held(turn) == {"imports": 2, "memory": 0}
 
 
 def test_they_are_removed_when_they_are_old_and_nobody_goes_on(imported):

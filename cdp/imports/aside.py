@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,8 +44,34 @@ def _text(line: bytes) -> str:
         return line.decode("utf-8", "replace")
 
 
-def take_out(path: Path, is_theirs: Callable[[str], bool]) -> int:
-    """Take the lines out whose text somebody is in, and return how many; ImportBusy while an import may write more."""
+def take_out(is_theirs: Callable[[str], bool]) -> int:
+    """Take the lines out whose text somebody is in, and return how many; ImportBusy while an import is at such a file.
+
+    A file that cannot be read or written halts nobody: it is `untouched`.
+    """
+    lines = 0
+    for path in files():
+        with suppress(OSError):
+            # Looked at first: an import that writes of others is not waited for.
+            lines += _take_out(path, is_theirs) if any(map(is_theirs, texts(path))) else 0
+    return lines
+
+
+def untouched(is_theirs: Callable[[str], bool]) -> list[Path]:
+    """Return the files that somebody is in still, or may be: those that this process cannot read or write."""
+    return [path for path in files() if _may_be_in(path, is_theirs)]
+
+
+def _may_be_in(path: Path, is_theirs: Callable[[str], bool]) -> bool:
+    try:
+        return any(map(is_theirs, texts(path)))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _take_out(path: Path, is_theirs: Callable[[str], bool]) -> int:
     found = EventImport.objects.filter(errors_path=str(path)).first()
     with ledger.held(found) if found else nullcontext():
         lines = path.read_bytes().splitlines(keepends=True)

@@ -46,11 +46,22 @@ class ImportHolder(Holder):
         """Take bad lines out that name somebody, and whole files that wait and do; RetryableError while one is read."""
         names = _Names(identifiers)
         lines = sum(_take_out(path, names) for path in list(_parts(names)))
-        lines += sum(aside.take_out(path, names.are_in) for path in aside.files()) if names else 0
+        lines += aside.take_out(names.are_in) if names else 0
         files = [path for path in _stored(names) if path.rpartition("/")[0] == STORED.rstrip("/") and names.of(path)]
         for path in files:
             forget_upload(path)
         return lines + len(files)
+
+    def standing(self, identifiers: Iterable[Identifier]) -> str:
+        """Name the errors' files of this machine that could not be read or written."""
+        names = _Names(identifiers)
+        left = aside.untouched(names.are_in) if names else []
+        if not left:
+            return ""
+        return (
+            f"Errors' files of imports could not be read or written, and stay: {', '.join(map(str, left))}. "
+            "Give them to the user of the worker, or remove them."
+        )
 
 
 class _Names:

@@ -272,13 +272,17 @@ class Pipeline:
     def _without_erased(
         self, connection: store.Connection, arrivals: Sequence[Arrival]
     ) -> tuple[Sequence[Arrival], int]:
-        """Drop what carries an identifier of an erased person, and say how many that were; none leaves a trace."""
+        """Drop what carries an identifier of an erased person, and say how many that were; none leaves a trace.
+
+        Group calls that only name their account by one keep all but that name.
+        """
         if not self._keeps_out:
             return arrivals, 0
         carried = [suppression.carried(one.decoded, one.event, one.delivery) for one in arrivals]
         # Whoever is known is not erased.
         unknown = {identifier for found in carried for identifier in found} - self._known.keys()
-        erased = suppression.suppressed(connection, self._privacy_key, unknown)
+        groups = {group for one in arrivals if (group := suppression.group(one.decoded))}
+        erased = suppression.suppressed(connection, self._privacy_key, unknown | groups)
         if not erased:
             return arrivals, 0
         dropped = [one for one, found in zip(arrivals, carried, strict=True) if not erased.isdisjoint(found)]
@@ -286,7 +290,12 @@ class Pipeline:
         if returned:
             suppression.forget_letters(connection, returned)
         kept = [one for one, found in zip(arrivals, carried, strict=True) if erased.isdisjoint(found)]
-        return kept, len(dropped)
+        return [self._named_otherwise(one, erased) for one in kept], len(dropped)
+
+    def _named_otherwise(self, arrival: Arrival, erased: frozenset[Identifier]) -> Arrival:
+        if isinstance(arrival.decoded, Rejection) or suppression.group(arrival.decoded) not in erased:
+            return arrival
+        return arrival._replace(event=suppression.exchange_group(self._privacy_key, arrival.decoded, arrival.event))
 
     def _without_duplicates(
         self, connection: store.Connection, passed: list[tuple[Message, Arrival]], now_us: int

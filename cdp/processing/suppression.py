@@ -30,11 +30,33 @@ _STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _NUMBER = re.compile(rb"[:\[,]\s*(-?\d+(?:\.\d+)?)")
 # A person that nobody can be: its row says by which key the others were hashed.
 _CANARY = ("", "")
+# What the group ids begin with that stand for those which are kept out.
+OTHER = "erased-"
+_encode = msgspec.json.Encoder().encode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def of_group(group_id: str) -> Identifier:
     """Return what a group id is kept out as that named an erased person: in a namespace that people's never are in."""
     return Identifier(f"{ACCOUNTS}:{accounts.GROUP_ID}", group_id)
+
+
+def other_group_id(key: bytes, group_id: str) -> str:
+    """Return the group id by which an account is known whose own is kept out: always the same, and says nothing."""
+    return f"{OTHER}{digest(key, of_group(group_id)).hex()[:16]}"
+
+
+def group(decoded: Message | Rejection) -> Identifier | None:
+    """Return what the group id of a group call may be kept out as."""
+    named = accounts.group_of(decoded) if isinstance(decoded, Message) and decoded.type == "group" else ""
+    return of_group(named) if named else None
+
+
+def exchange_group(key: bytes, message: Message, event: Event) -> Event:
+    """Give a group call the group id instead of its own, in the message and in what a dead letter would keep of it."""
+    name = {"groupId": msgspec.Raw(_encode(other_group_id(key, accounts.group_of(message))))}
+    message.extra = _encode(_members(message.extra) | name)
+    return msgspec.structs.replace(event, body=_encode(_members(event.body) | name))
 
 
 def digest(key: bytes, identifier: Identifier) -> bytes:
@@ -89,10 +111,7 @@ def carried(decoded: Message | Rejection, event: Event, delivery: Delivery) -> l
     person lost, which could not be processed anyhow, than an erased person in the dead letters.
     """
     if isinstance(decoded, Message):
-        also = [Identifier(USER_ID, decoded.alias_of)] if decoded.alias_of else []
-        if decoded.type == "group" and (group := accounts.group_of(decoded)):
-            also.append(of_group(group))
-        return decoded.identifiers + also
+        return decoded.identifiers + ([Identifier(USER_ID, decoded.alias_of)] if decoded.alias_of else [])
     return list(dict.fromkeys(_in_unreadable(event.body, delivery.context)))
 
 
