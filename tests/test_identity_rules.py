@@ -58,7 +58,7 @@ def difference(before, after):
         for size, whose in zip(sizes, (before, after), strict=True):
             size[whose[one]] = size.get(whose[one], 0) + 1
     counts = (sum(len(one) > 1 for one in found.values()) for found in (became, came))
-    return (*counts, *(max(size.values()) for size in sizes))
+    return (*counts, *(max(size.values(), default=0) for size in sizes))
 
 
 def told(outcome):
