@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from functools import partial
 
-import psycopg
 from django.db import connection, transaction
 
 from cdp import showing
@@ -54,10 +53,3 @@ def _some(driver: store.Connection) -> Applied:
     if rows:
         store.update_people(driver, rows, now.isoformat())
     return Applied(documents=[document_of(row, now_us) for row in rows])
-
-
-def lag(driver: psycopg.Connection) -> float:
-    """Return for how many seconds what is due has waited, 0 where nothing is."""
-    row = driver.execute("SELECT extract(epoch FROM now() - min(due_at)) FROM customer_profiles WHERE due_at <= now()")
-    found = row.fetchone()
-    return float(found[0]) if found and found[0] is not None else 0.0

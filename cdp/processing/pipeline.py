@@ -167,7 +167,7 @@ class Pipeline:
         still: Mapping[Identifier, str] | None = None,
         leaving: frozenset[Identifier] = frozenset(),
     ) -> Applied:
-        """Make the clusters anew of everything that hangs together with these profiles; the caller commits.
+        """Make the clusters anew of these profiles and of everyone whom that sways; the caller commits.
 
         `facts` are messages to keep of it in the timeline, whose anchors are theirs; nothing is folded from them.
         `tells_splits` is false where a decision of the caller's says that somebody was split.

@@ -339,7 +339,7 @@ class Resolver:
         still: Mapping[Identifier, str] | None = None,
         leaving: frozenset[Identifier] = frozenset(),
     ) -> None:
-        """Make the clusters anew of everything that hangs together with these people.
+        """Make the clusters anew of these people and of everyone whom that sways; Wider where some are not locked.
 
         `still` is as in `graph.load`. `leaving` are identifiers without links, each of which gets a profile of its own.
 
